@@ -1,0 +1,1 @@
+"""The outside world behind `Source`, `Sink`, `Committer` and `History`."""

@@ -1,0 +1,1 @@
+"""Programs: thin wiring, the only readers of configuration and environment."""
