@@ -26,12 +26,13 @@ _FIRST_CAPACITY = 16
 class Column:
     """One column of the table: `shape` per asset, `fill` for an asset that has no state yet.
 
-    A -1 in `shape[0]` is an axis that grows on demand (see `AssetTable.widen`), the same length for all assets.
+    A -1 in `shape[0]` is an axis that grows on demand (see `AssetTable.widen`), the same length for all assets. A
+    structured dtype takes a tuple as its `fill`.
     """
 
     dtype: DTypeLike
     shape: tuple[int, ...] = ()
-    fill: float | int | bool = 0
+    fill: float | tuple[float, ...] = 0
 
 
 class AssetTable:
@@ -81,7 +82,7 @@ class AssetTable:
     def reset(self, code: int, columns: Sequence[str]) -> None:
         """Give an asset's `columns` their defaults again."""
         for name in columns:
-            self._arrays[name][code] = self._columns[name].fill
+            self._arrays[name][code] = np.array(self._columns[name].fill, self._columns[name].dtype)
 
     def widen(self, column: str) -> None:
         """Double the growing axis of a column; what is there stays, the rest is filled."""
@@ -134,7 +135,7 @@ class AssetTable:
     def _new(self, name: str, capacity: int) -> NDArray[Any]:
         spec = self._columns[name]
         shape = (self._width[name], *spec.shape[1:]) if name in self._width else spec.shape
-        return np.full((capacity, *shape), spec.fill, spec.dtype)
+        return np.full((capacity, *shape), np.array(spec.fill, spec.dtype), spec.dtype)
 
     def _grow(self, capacity: int) -> None:
         for name, old in self._arrays.items():
@@ -144,5 +145,5 @@ class AssetTable:
         self._capacity = capacity
 
     def _layout_hash(self) -> bytes:
-        text = ";".join(f"{n}:{np.dtype(c.dtype).str}:{c.shape}" for n, c in self._columns.items())
+        text = ";".join(f"{n}:{np.dtype(c.dtype).descr}:{c.shape}" for n, c in self._columns.items())
         return hashlib.sha256(text.encode()).digest()[:8]
