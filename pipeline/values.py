@@ -73,9 +73,15 @@ class Polled:
     log_ts_ns: Int64  # (n,); 0 where the log has no time of its own
     value: Sequence[bytes | None]
     key: Sequence[bytes | None] | None = None
+    end: int = -1  # the next offset to read, where that is not the last one + 1 (a message of many rows)
 
     def __len__(self) -> int:
         return len(self.value)
+
+    @property
+    def position(self) -> int:
+        """The next offset to read after these messages."""
+        return self.end if self.end >= 0 else int(self.offset[-1]) + 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,99 @@
+"""The loop that every program runs: poll, push through the chain, keep history, commit.
+
+It reads no clock: how long a poll may gather before its commit is the source's `timeout_s`. History is written before
+the commit, under names fixed by offsets, so that what is replayed after a crash lands on itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from pipeline.chain import Chain
+from pipeline.protocols import Batch, Committer, History, Source
+from pipeline.values import Alert, Output, Polled
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one turn of the loop did, for whoever watches it."""
+
+    polled: Sequence[Polled]
+    output: Output
+    positions: Mapping[tuple[str, int], int]  # (topic, partition) -> next offset
+
+
+class Runner:
+    """Drives one chain from one source into one committer.
+
+    Parameters
+    ----------
+    max_rows : about how many messages one turn takes.
+    commit_interval_s : how long a poll may gather; the latency of an alert on a quiet feed.
+    observe : called after every commit, with what was done.
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        source: Source,
+        committer: Committer,
+        history: History | None = None,
+        *,
+        max_rows: int = 8192,
+        commit_interval_s: float = 0.2,
+        observe: Callable[[Step], None] | None = None,
+    ) -> None:
+        self.chain = chain
+        self._source = source
+        self._committer = committer
+        self._history = history
+        self._max_rows = max_rows
+        self._interval_s = commit_interval_s
+        self._observe = observe
+
+    def restore(self) -> None:
+        """Go on where each partition was committed last."""
+        for topic, partition in self._source.partitions():
+            restored = self._committer.restore(topic, partition)
+            if restored is not None:
+                self.chain.restore(topic, partition, restored)
+                self._source.seek(topic, partition, restored.position)
+
+    def step(self) -> Step | None:
+        """Take what is there, through to the commit. None: nothing was there."""
+        polled = [p for p in self._source.poll(self._max_rows, self._interval_s) if len(p)]
+        if not polled:
+            return None
+        output = self.chain.push(polled)
+        if self._history is not None:
+            self._keep(self._history, polled, output)
+        positions = {(p.topic, p.partition): p.position for p in polled}
+        self._committer.commit(Batch(positions, output.alerts, output.dead, self.chain.take_states()))
+        done = Step(polled, output, positions)
+        if self._observe is not None:
+            self._observe(done)
+        return done
+
+    def run(self, stop: Callable[[], bool]) -> None:
+        """Restore, then step until `stop` says so or a finite source has ended."""
+        self.restore()
+        while not stop():
+            if self.step() is None and self._source.ended():
+                break
+
+    def _keep(self, history: History, polled: Sequence[Polled], output: Output) -> None:
+        for i, p in enumerate(polled):
+            history.append(
+                p.topic,
+                p.partition,
+                self.chain.assets(p.topic, p.partition),
+                [output.rows[i]],
+                [output.verdicts[i]] if output.verdicts else [],
+                _of_partition(output.alerts, p),
+                (int(p.offset[0]), p.position),
+            )
+
+
+def _of_partition(alerts: Sequence[Alert], polled: Polled) -> list[Alert]:
+    return [a for a in alerts if (a.evidence.topic, a.evidence.partition) == (polled.topic, polled.partition)]
