@@ -194,7 +194,7 @@ def _alert(
         peak_ratio=float(event["peak"]),
         threshold=float(verdicts.threshold[i]) if anomaly else 1.0,
         coverage=float(verdicts.scores.coverage[i]),
-        top_channels=_top_channels(events.share[e], events.expected[e], events.actual[e], spec.channels, cycle.top),
+        top_channels=_top_channels(events, e, spec.channels, cycle.top),
         model_id=verdicts.scores.model_id if anomaly else "",
         config_id=spec.config_id,
         evidence=Position(topic, rows.partition, int(rows.offset[i]), int(rows.row[i])),
@@ -207,13 +207,17 @@ def alert_id(feed: str, asset: str, kind: str, opened_ns: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
-def _top_channels(
-    share: Float32, expected: Float32, actual: Float32, channels: Sequence[str], top: int
-) -> tuple[TopChannel, ...]:
+def _top_channels(events: _Events, e: int, channels: Sequence[str], top: int) -> tuple[TopChannel, ...]:
+    share, anomaly = events.share[e], KINDS[events.event[e]["kind"]] == ANOMALY
     total = share.sum(dtype=np.float64)
     order = np.argsort(-share, kind="stable")[:top]
     return tuple(
-        TopChannel(channels[c], float(share[c] / total), _known(expected[c]), _known(actual[c]))
+        TopChannel(
+            channels[c],
+            float(share[c] / total),
+            _known(events.expected[e, c]) if anomaly else None,  # a sensor fault has no expected value
+            _known(events.actual[e, c]) if anomaly else None,
+        )
         for c in order
         if share[c] > 0
     )
@@ -403,9 +407,7 @@ def _step(  # noqa: C901 - one pass over the rows; the rules themselves are the 
             if published:
                 end = m.clear if published == _RESOLVED else _NEVER
                 _put(events[count], i, k, m, published, reason, ts, end, r)
-                ev_share[count] = share[a, k]
-                ev_expected[count] = peak_expected[a] if k == 0 else np.float32(np.nan)
-                ev_actual[count] = peak_actual[a] if k == 0 else np.float32(np.nan)
+                ev_share[count], ev_expected[count], ev_actual[count] = share[a, k], peak_expected[a], peak_actual[a]
                 count += 1
                 m.seq += 1
                 m.published = ts
