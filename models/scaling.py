@@ -1,0 +1,219 @@
+"""Soft-clipped scaling: location and scale per channel, linear to a limit, logarithmic beyond it.
+
+One fault of hundreds of standard deviations would otherwise swamp every other channel, while a hard clip would throw
+away how large it was. The logarithm keeps the order, and it can be undone.
+
+Training and serving go through the same kernels (`scale_scalar`), so a scaled reading has the same bits in both.
+Arithmetic is float64 inside with one rounding to float32 at the end: nothing that float32 can hold overflows, and the
+bits do not hang on a float32 logarithm that differs between mathematics libraries.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+from numba import njit
+
+from pipeline.errors import ConfigError, ShapeError
+from pipeline.values import Bool, Float32, Float64
+
+ScalerKind = Literal["standard", "robust"]
+
+NEAR_CONSTANT = 1e-3  # of max(1, |location|): a channel that spreads less than this is not stretched
+MAD_TO_STD = 1.4826  # of a normal distribution
+
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
+def fit_scale(x: Float32, observed: Bool, kind: ScalerKind = "standard") -> tuple[Float32, Float32]:
+    """Fit location and scale of each channel on its observed readings.
+
+    `standard`: mean and standard deviation. `robust`: median and 1.4826 MAD; a channel that moves in less than half
+    of its rows has a MAD of 0 and takes its standard deviation. A near-constant channel keeps scale 1 (stretching it
+    would turn noise in the last digit into anomalies), and so does one that was never observed, at location 0.
+
+    Parameters
+    ----------
+    x : (n, C) float32, input units.
+    observed : (n, C) bool.
+
+    Returns
+    -------
+    loc, scale : (C,) float32, scale > 0.
+
+    Raises
+    ------
+    ShapeError : `x` and `observed` differ in shape.
+    ConfigError : unknown `kind`.
+    """
+    if x.ndim != 2 or x.shape != observed.shape:
+        raise ShapeError(f"x is {x.shape} and observed {observed.shape}: both must be (n, C)")
+    if kind not in ("standard", "robust"):
+        raise ConfigError("train.scaler", kind, "choose 'standard' or 'robust'")
+    loc = np.zeros(x.shape[1], np.float32)
+    scale = np.ones(x.shape[1], np.float32)
+    for c in range(x.shape[1]):
+        values = x[observed[:, c], c].astype(np.float64)
+        if len(values):
+            loc[c], scale[c] = _location_and_scale(values, kind)
+    return loc, scale
+
+
+def _location_and_scale(values: Float64, kind: ScalerKind) -> tuple[float, float]:
+    mean, std = float(values.mean()), float(values.std())
+    center, spread = mean, std
+    if kind == "robust":
+        center = float(np.median(values))
+        spread = MAD_TO_STD * float(np.median(np.abs(values - center)))
+    floor = NEAR_CONSTANT * max(1.0, abs(center))
+    if spread < floor:
+        spread = std  # the same value again for `standard`
+    return center, spread if spread >= floor else 1.0
+
+
+@njit(nogil=True, cache=True)
+def soft_clip_scalar(z: float, limit: float) -> float:
+    """Return z up to +-limit, and sign(z) * limit * (1 + log(|z| / limit)) beyond, in float64. For kernels."""
+    size = abs(z)
+    if size <= limit:
+        return z
+    return math.copysign(limit * (1.0 + math.log(size / limit)), z)
+
+
+@njit(nogil=True, cache=True)
+def soft_unclip_scalar(v: float, limit: float) -> float:
+    """Undo `soft_clip_scalar`, in float64; infinite where the answer is."""
+    size = abs(v)
+    if size <= limit:
+        return v
+    return math.copysign(limit * math.exp(size / limit - 1.0), v)
+
+
+@njit(nogil=True, cache=True)
+def scale_scalar(x: float, loc: float, scale: float, limit: float) -> np.float32:
+    """Return one scaled reading as float32. The one definition: the engine's ring kernel calls it too."""
+    return np.float32(soft_clip_scalar((np.float64(x) - np.float64(loc)) / np.float64(scale), np.float64(limit)))
+
+
+@njit(nogil=True, cache=True)
+def unscale_scalar(v: float, loc: float, scale: float, limit: float) -> np.float32:
+    """Return one scaled value in input units as float32; what float32 cannot hold becomes its largest value."""
+    x = soft_unclip_scalar(np.float64(v), np.float64(limit)) * np.float64(scale) + np.float64(loc)
+    return np.float32(min(max(x, -_FLOAT32_MAX), _FLOAT32_MAX))
+
+
+def soft_clip(z: Float32, limit: float) -> Float32:
+    """Return `z` linear to +-`limit`, logarithmic beyond; any shape.
+
+    Raises
+    ------
+    ConfigError : `limit` is not positive and finite.
+    """
+    _check_limit(limit)
+    out = np.empty(z.size, np.float32)
+    _soft_clip(z.reshape(-1), limit, out)
+    return out.reshape(z.shape)
+
+
+def soft_unclip(v: Float32, limit: float) -> Float32:
+    """Undo `soft_clip`, to float32 rounding; any shape. What float32 cannot hold becomes infinite.
+
+    Raises
+    ------
+    ConfigError : `limit` is not positive and finite.
+    """
+    _check_limit(limit)
+    out = np.empty(v.size, np.float32)
+    _soft_unclip(v.reshape(-1), limit, out)
+    return out.reshape(v.shape)
+
+
+def scale(x: Float32, observed: Bool, loc: Float32, scale: Float32, limit: float) -> Float32:
+    """Scale readings to the units models work in; 0.0 where not observed.
+
+    Parameters
+    ----------
+    x : (n, C) float32, input units.
+    observed : (n, C) bool.
+    loc, scale : (C,) float32, from `fit_scale`.
+    limit : linear to this many scales, logarithmic beyond.
+
+    Returns
+    -------
+    (n, C) float32
+
+    Raises
+    ------
+    ShapeError : shapes that do not belong together.
+    ConfigError : `limit` is not positive and finite.
+    """
+    _check_limit(limit)
+    _check_shapes(x, loc, scale)
+    if observed.shape != x.shape:
+        raise ShapeError(f"x is {x.shape}, observed {observed.shape}: they must be equal")
+    out = np.empty(x.shape, np.float32)
+    _scale(x, observed, loc, scale, limit, out)
+    return out
+
+
+def unscale(v: Float32, loc: Float32, scale: Float32, limit: float) -> Float32:
+    """Bring scaled values, such as reconstructions, back to input units. Always finite for finite values.
+
+    Parameters
+    ----------
+    v : (n, C) float32, scaled.
+    loc, scale : (C,) float32.
+    limit : as in `scale`.
+
+    Returns
+    -------
+    (n, C) float32
+
+    Raises
+    ------
+    ShapeError : shapes that do not belong together.
+    ConfigError : `limit` is not positive and finite.
+    """
+    _check_limit(limit)
+    _check_shapes(v, loc, scale)
+    out = np.empty(v.shape, np.float32)
+    _unscale(v, loc, scale, limit, out)
+    return out
+
+
+def _check_limit(limit: float) -> None:
+    if not (limit > 0 and math.isfinite(limit)):
+        raise ConfigError("train.soft_clip", limit, "give a positive number of scales, such as 3")
+
+
+def _check_shapes(x: Float32, loc: Float32, scale: Float32) -> None:
+    if x.ndim != 2 or loc.shape != scale.shape or loc.shape != x.shape[1:]:
+        raise ShapeError(f"x is {x.shape}, loc {loc.shape}, scale {scale.shape}: expected (n, C), (C,) and (C,)")
+
+
+@njit(nogil=True, cache=True)
+def _soft_clip(z: Float32, limit: float, out: Float32) -> None:
+    for i in range(z.shape[0]):
+        out[i] = np.float32(soft_clip_scalar(np.float64(z[i]), limit))
+
+
+@njit(nogil=True, cache=True)
+def _soft_unclip(v: Float32, limit: float, out: Float32) -> None:
+    for i in range(v.shape[0]):
+        out[i] = np.float32(soft_unclip_scalar(np.float64(v[i]), limit))
+
+
+@njit(nogil=True, cache=True)
+def _scale(x: Float32, observed: Bool, loc: Float32, scale: Float32, limit: float, out: Float32) -> None:
+    for i in range(x.shape[0]):
+        for c in range(x.shape[1]):
+            out[i, c] = scale_scalar(x[i, c], loc[c], scale[c], limit) if observed[i, c] else np.float32(0.0)
+
+
+@njit(nogil=True, cache=True)
+def _unscale(v: Float32, loc: Float32, scale: Float32, limit: float, out: Float32) -> None:
+    for i in range(v.shape[0]):
+        for c in range(v.shape[1]):
+            out[i, c] = unscale_scalar(v[i, c], loc[c], scale[c], limit)
