@@ -89,7 +89,7 @@ def simulate(pumps: int, rows: int, period_s: float, start_ns: int, seed: int, f
 
     The same arguments give the same readings, bit by bit.
     """
-    t = np.arange(rows) * period_s
+    t: Float64 = np.arange(rows, dtype=np.float64) * period_s
     x = np.stack([_pump(p, t, period_s, seed, [f for f in faults if f.pump == p]) for p in range(pumps)])
     observed = np.ones(x.shape, np.bool_)
     for fault in faults:
@@ -161,9 +161,9 @@ def _severity(t: Float64, faults: Sequence[Fault], kind: str) -> Float64:
 
 def _lag(target: Float64, period_s: float, tau_s: float) -> Float64:
     """Return the first-order response to `target`, settled at its beginning."""
-    a = np.exp(-period_s / tau_s)
+    a = float(np.exp(-period_s / tau_s))
     out, _ = lfilter([1 - a], [1, -a], target, zi=[a * target[0]])
-    return np.asarray(out)
+    return np.asarray(out, np.float64)
 
 
 def _wander(rng: np.random.Generator, t: Float64, period_s: float, tau_s: float, std: float) -> Float64:
@@ -171,7 +171,7 @@ def _wander(rng: np.random.Generator, t: Float64, period_s: float, tau_s: float,
     a = np.exp(-period_s / tau_s)
     steps = rng.normal(0, std * np.sqrt(1 - a * a), len(t))
     steps[0] = rng.normal(0, std)
-    return np.asarray(lfilter([1.0], [1, -a], steps))
+    return np.asarray(lfilter([1.0], [1, -a], steps), np.float64)
 
 
 def day_start_ns(days_before: int, now_ns: int) -> int:

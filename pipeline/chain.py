@@ -36,6 +36,7 @@ class ChainSpec:
     gate: GateSpec
     smoother: SmootherSpec
     alert: AlertSpec
+    learned_stuck: tuple[bool, ...] = ()  # channels whose longest run is taken from the bundle; () = none
     max_assets: int = 1_000_000
 
 
@@ -97,7 +98,7 @@ class Chain:
                 self._engine.drop(part.slots)
             part.slots = slots
         self._engine, self._calibration, self._rows = engine, calibration, calibration.row_of()
-        self._gate = _stuck_from(self.spec.gate, bundle)
+        self._gate = _stuck_from(self.spec, bundle)
         for part in self._partitions.values():
             part.cal_row = self._calibration_rows(part.table.names)
 
@@ -208,7 +209,9 @@ class Chain:
     def _check_fits(self, bundle: Bundle) -> None:
         spec = self.spec
         if bundle.channels != spec.mapping.channels:
-            raise BundleError(f"bundle {bundle.id} is for channels {bundle.channels}, this feed has {spec.mapping.channels}")
+            raise BundleError(
+                f"bundle {bundle.id} is for channels {bundle.channels}, this feed has {spec.mapping.channels}"
+            )
         if bundle.smoother != spec.smoother:
             raise BundleError(
                 f"bundle {bundle.id} was calibrated with {bundle.smoother}, the configuration says {spec.smoother}: "
@@ -220,10 +223,11 @@ class Chain:
             )
 
 
-def _stuck_from(spec: GateSpec, bundle: Bundle) -> GateSpec:
-    """Return the gate with the bundle's learned runs where the configuration leaves them to it (negative)."""
-    stuck = tuple(b if s < 0 else s for s, b in zip(spec.stuck_frames, bundle.stuck_frames, strict=True))
-    return replace(spec, stuck_frames=stuck)
+def _stuck_from(spec: ChainSpec, bundle: Bundle) -> GateSpec:
+    """Return the gate with the runs that the bundle learned where the configuration leaves them to it."""
+    learned = spec.learned_stuck or (False,) * len(bundle.stuck_frames)
+    both = zip(learned, bundle.stuck_frames, spec.gate.stuck_frames, strict=True)
+    return replace(spec.gate, stuck_frames=tuple(b if auto else s for auto, b, s in both))
 
 
 def _provisional(scores: Scores, pooled: Bool) -> Scores:
