@@ -83,7 +83,7 @@ def _by_asset(names: Sequence[str], parts: Sequence[Rows]) -> list[tuple[Series,
     order = np.argsort(asset, kind="stable")
     bounds = np.searchsorted(asset[order], np.arange(len(names) + 1))
     columns = {name: np.concatenate([getattr(r, name) for r in parts])[order] for name in _COLUMNS}
-    faulty: Bool = np.isin(columns.pop("quality"), _FAULTS).any(axis=1)
+    faulty = np.asarray(np.isin(columns.pop("quality"), _FAULTS).any(axis=1), np.bool_)
     out = []
     for code, name in enumerate(names):
         cut = slice(bounds[code], bounds[code + 1])

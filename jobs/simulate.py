@@ -134,7 +134,7 @@ def _pump(pump: int, t: Float64, period_s: float, seed: int, faults: Sequence[Fa
         [2950 * speed, valve, flow, suction, discharge, current, power, temp_de, temp_nde, winding, vib_x, vib_y],
         axis=1,
     )
-    return clean + rng.normal(0, 1, clean.shape) * _NOISE
+    return np.asarray(clean + rng.normal(0, 1, clean.shape) * _NOISE, np.float64)
 
 
 def _modes(rng: np.random.Generator, t: Float64) -> NDArray[np.int64]:
@@ -162,8 +162,9 @@ def _severity(t: Float64, faults: Sequence[Fault], kind: str) -> Float64:
 def _lag(target: Float64, period_s: float, tau_s: float) -> Float64:
     """Return the first-order response to `target`, settled at its beginning."""
     a = float(np.exp(-period_s / tau_s))
-    out, _ = lfilter([1 - a], [1, -a], target, zi=[a * target[0]])
-    return np.asarray(out, np.float64)
+    settled = [a * target[0]]
+    response, _ = lfilter([1 - a], [1, -a], target, zi=settled)
+    return np.array(response, np.float64)
 
 
 def _wander(rng: np.random.Generator, t: Float64, period_s: float, tau_s: float, std: float) -> Float64:
