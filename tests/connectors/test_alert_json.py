@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import math
 from pathlib import Path
@@ -6,6 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from io_cases import an_alert
 
 import connectors
 from connectors.alert_json import (
@@ -52,33 +52,6 @@ ALERTS = st.builds(
     evidence=st.builds(Position, TEXT, st.integers(0, 2**31 - 1), INT64, st.integers(0, 2**31 - 1)),
 )
 DEAD = st.builds(DeadLetter, TEXT, st.integers(0, 99), INT64, st.integers(-1, 9), TEXT, TEXT, st.binary(max_size=50))
-
-
-def an_alert(**changes):
-    alert = Alert(
-        id="ab12",
-        seq=3,
-        feed="north line/1",
-        asset="pump-7",
-        kind="anomaly",
-        state="open",
-        reason="3 of 5 frames over the threshold",
-        severity="warning",
-        ts_ns=1_700_000_000_123_456_789,
-        opened_ns=1_700_000_000_123_456_789,
-        start_ns=1_699_999_990_000_000_000,
-        onset_ns=1_699_999_991_000_000_000,
-        end_ns=None,
-        ratio=1.5,
-        peak_ratio=2.25,
-        threshold=3.5,
-        coverage=1.0,
-        top_channels=(TopChannel("vib_x", 0.75, 1.0, 9.5), TopChannel("temp", 0.25, None, None)),
-        model_id="m1",
-        config_id="c1",
-        evidence=Position("sensors", 2, 41, 0),
-    )
-    return dataclasses.replace(alert, **changes)
 
 
 @settings(deadline=None, max_examples=100)
@@ -135,7 +108,7 @@ def test_fields_of_a_later_minor_change_are_ignored():
         b"\xff{}",
         encode_alert(an_alert()).replace(b'"schema_version":1', b'"schema_version":2'),
         encode_alert(an_alert()).replace(b'"state":"open"', b'"state":"pending"'),
-        encode_alert(an_alert()).replace(b'"seq":3,', b""),
+        encode_alert(an_alert()).replace(b'"seq":0,', b""),
     ],
 )
 def test_what_is_no_alert_of_this_version_is_refused_with_what_was_found(body):
@@ -158,7 +131,7 @@ def test_the_headers_are_those_of_a_binary_cloud_event():
     headers = dict(cloud_event_headers(an_alert(state="resolved")))
     assert headers == {
         "ce_specversion": b"1.0",
-        "ce_id": b"ab12:3",
+        "ce_id": b"ab12:0",
         "ce_source": b"/midwatch/north%20line%2F1",
         "ce_type": b"io.midwatch.alert.resolved",
         "ce_subject": b"pump-7",
