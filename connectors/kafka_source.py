@@ -1,0 +1,142 @@
+"""Messages from Kafka topics, by fixed slots: `slot` of `slots` reads the partitions p with p mod slots = slot."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from connectors.kafka_client import Client, Place, missing_topic, out_of_range
+from pipeline.errors import ConfigError, StateError
+from pipeline.values import Polled
+
+_CHECK_S: Final = 30.0
+
+
+class KafkaSource:
+    """`Source` over Kafka. Committed messages only; offsets are committed by nobody but the `KafkaCommitter`.
+
+    Parameters
+    ----------
+    client : the library and the cluster, see `connectors.kafka_client.connect`.
+    topics : read side by side; partition p of every topic belongs to the same slot.
+    group : consumer group.
+    slot, slots : this worker's number, from 0, and how many there are.
+    start : `earliest` or `latest`: where a partition starts that is not sought to.
+    max_bytes : about how much one poll may hold.
+
+    Raises
+    ------
+    ConfigError : a topic that is not there, or a slot that has no partition.
+    BrokerUnavailable : no broker answers.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        topics: Sequence[str],
+        group: str,
+        *,
+        slot: int = 0,
+        slots: int = 1,
+        start: str = "earliest",
+        max_bytes: int = 32 << 20,
+    ) -> None:
+        if not 0 <= slot < slots:
+            raise ConfigError("slot", slot, f"from 0 to {slots - 1}, because slots = {slots}")
+        if start not in ("earliest", "latest"):
+            raise ConfigError("kafka.start", start, "earliest or latest")
+        self._client = client
+        self._topics = list(topics)
+        self._start = start
+        self._max_bytes = max_bytes
+        self._counts = self._count_partitions()
+        self._places = [(t, p) for t in self._topics for p in range(self._counts[t]) if p % slots == slot]
+        if not self._places:
+            fix = f"no partition is left for it: the topics have {max(self._counts.values())}; use fewer slots"
+            raise ConfigError("slot", slot, fix)
+        self._sought: dict[Place, int] = {}
+        self._assigned = False
+        self._check_at = time.monotonic() + _CHECK_S
+        self._consumer = client.consumer(group)
+
+    def partitions(self) -> Sequence[Place]:
+        """Return the (topic, partition) pairs of this slot."""
+        return list(self._places)
+
+    def seek(self, topic: str, partition: int, offset: int) -> None:
+        """Go on at an offset.
+
+        Raises
+        ------
+        StateError : the log does not reach back (or on) to it; names the earliest that is there.
+        """
+        place = (topic, partition)
+        if place not in self._places:
+            raise StateError(f"topic {topic!r}, partition {partition} is not read by this slot")
+        first = self._consumer.first_offsets([place], 10.0)[place]
+        end = self._consumer.end_offsets([place], 10.0)[place]
+        if not first <= offset <= end:
+            raise out_of_range(topic, partition, offset, first, end)
+        if self._assigned:
+            self._consumer.seek(topic, partition, offset)
+        else:
+            self._sought[place] = offset
+
+    def poll(self, max_rows: int, timeout_s: float) -> list[Polled]:
+        """Gather messages until there are `max_rows`, `max_bytes`, or `timeout_s` has passed.
+
+        Raises
+        ------
+        StateError : the position has aged out, or the topic has other partitions than at the start.
+        BrokerUnavailable : no broker answers any more.
+        """
+        if not self._assigned:
+            self._assign()
+        if time.monotonic() > self._check_at:
+            self._check()
+        return self._consumer.poll(max_rows, self._max_bytes, timeout_s)
+
+    def lag(self) -> dict[Place, int]:
+        """Return how many messages of each partition are still to be read."""
+        if not self._assigned:
+            self._assign()
+        ends = self._consumer.end_offsets(self._places, 10.0)
+        return {place: max(ends[place] - self._consumer.position(*place), 0) for place in self._places}
+
+    def ended(self) -> bool:
+        """A topic never ends."""
+        return False
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._consumer.close()
+
+    def _assign(self) -> None:
+        """Assign all partitions at once, when the first poll knows where each of them goes on."""
+        unsought = [place for place in self._places if place not in self._sought]
+        ask = self._consumer.first_offsets if self._start == "earliest" else self._consumer.end_offsets
+        starts = ask(unsought, 10.0) if unsought else {}
+        self._consumer.assign({place: self._sought.get(place, starts.get(place, 0)) for place in self._places})
+        self._assigned = True
+
+    def _check(self) -> None:
+        """Ask for the partitions again.
+
+        Clients wait for a lost broker without a word, and nothing else would tell silence from a broken connection.
+        """
+        self._check_at = time.monotonic() + _CHECK_S
+        for topic, count in self._count_partitions().items():
+            if count != self._counts[topic]:
+                raise StateError(
+                    f"topic {topic!r} has {count} partitions now, and had {self._counts[topic]}: assets have moved "
+                    "between them, away from their state. Drain the feed, then start it again under a new group, with "
+                    "a state topic of as many partitions"
+                )
+
+    def _count_partitions(self) -> dict[str, int]:
+        known = self._client.topics()
+        for topic in self._topics:
+            if topic not in known:
+                raise missing_topic(topic, self._client.settings.bootstrap, 4)
+        return {topic: known[topic] for topic in self._topics}

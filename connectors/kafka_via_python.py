@@ -1,0 +1,347 @@
+"""The protocols of `connectors.kafka_client` over kafka-python: the default, plain Python."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
+from kafka.admin import ConfigFilterType, ConfigResource, ConfigResourceType, KafkaAdminClient
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.errors import (
+    BrokerResponseError,
+    GroupIdNotFoundError,
+    KafkaError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+    ProducerFencedError,
+    TopicAlreadyExistsError,
+)
+
+from connectors.kafka_client import (
+    Columns,
+    Committed,
+    NewTopic,
+    Place,
+    gather,
+    kafka_error,
+    out_of_range,
+    watchdog,
+)
+from connectors.kafka_settings import KafkaSettings, for_kafka_python
+from pipeline.errors import BrokerUnavailable, PipelineError
+from pipeline.values import Polled
+
+# A call that has not ended this much after its timeout is not going to.
+_GRACE: Final = 4 / 3
+
+
+class KafkaPythonClient:
+    """`Client` over kafka-python."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self.settings = settings
+
+    def consumer(self, group: str) -> KafkaPythonConsumer:
+        """Return a consumer of a group."""
+        return KafkaPythonConsumer(self._words("consumer"), group)
+
+    def producer(
+        self, transactional_id: str = "", *, timeout_s: float = 15.0, client_id: str = ""
+    ) -> KafkaPythonProducer:
+        """Return a producer; `timeout_s` is what one transaction, and one record, may take."""
+        words = self._words("producer")
+        if client_id:
+            words["client_id"] = client_id
+        return KafkaPythonProducer(words, transactional_id, timeout_s)
+
+    def topics(self, timeout_s: float = 10.0) -> dict[str, int]:
+        """Return the number of partitions of every topic we may see."""
+        with self._admin("listing topics", timeout_s) as admin:
+            return {t["name"]: len(t["partitions"]) for t in admin.describe_topics() if not t["error_code"]}
+
+    def topic_settings(self, topic: str, timeout_s: float = 10.0) -> dict[str, str]:
+        """Return the settings of a topic, defaults included."""
+        resource = ConfigResource(ConfigResourceType.TOPIC, topic)
+        with self._admin(f"reading the settings of topic {topic!r}", timeout_s) as admin:
+            found = admin.describe_configs([resource], config_filter=ConfigFilterType.ALL)
+        return {name: entry["value"] for name, entry in found["topic"][topic].items()}
+
+    def create_topics(self, topics: Sequence[NewTopic], timeout_s: float = 30.0) -> list[str]:
+        """Create those that are not there, and wait until they can be used; return the names of those created."""
+        created = []
+        with self._admin("creating topics", timeout_s) as admin:
+            for topic in topics:
+                wanted = {
+                    "num_partitions": topic.partitions,
+                    "replication_factor": topic.replication,
+                    "configs": dict(topic.settings),
+                }
+                with contextlib.suppress(TopicAlreadyExistsError):
+                    admin.create_topics({topic.name: wanted}, timeout_ms=int(timeout_s * 1000))
+                    created.append(topic.name)
+            admin.wait_for_topics([topic.name for topic in topics], timeout_ms=int(timeout_s * 1000))
+        return created
+
+    def brokers(self, timeout_s: float = 10.0) -> set[str]:
+        """Return host:port of every broker the cluster lists."""
+        with self._admin("listing brokers", timeout_s) as admin:
+            return {f"{broker['host']}:{broker['port']}" for broker in admin.describe_cluster()["brokers"]}
+
+    def _words(self, role: str) -> dict[str, Any]:
+        return {
+            **for_kafka_python(self.settings),
+            "client_id": f"{self.settings.client_id}-{role}",
+            "reconnect_backoff_max_ms": 1000,
+            "bootstrap_timeout_ms": 10_000,
+        }
+
+    @contextlib.contextmanager
+    def _admin(self, doing: str, timeout_s: float) -> Iterator[Any]:
+        words = {**self._words("admin"), "bootstrap_timeout_ms": int(timeout_s * 1000)}
+        with _errors(doing):
+            admin = KafkaAdminClient(**words, request_timeout_ms=int(timeout_s * 1000))
+            try:
+                yield admin
+            finally:
+                admin.close()
+
+
+class KafkaPythonConsumer:
+    """`Consumer` over kafka-python."""
+
+    def __init__(self, words: Mapping[str, Any], group: str) -> None:
+        self._group = group
+        self._failed: PipelineError | None = None
+        with _errors("connecting a consumer"):
+            self._consumer = KafkaConsumer(
+                **words,
+                group_id=group,
+                isolation_level="read_committed",
+                enable_auto_commit=False,
+                auto_offset_reset="none",
+                allow_auto_create_topics=False,
+                session_timeout_ms=6000,
+                heartbeat_interval_ms=2000,
+                max_poll_interval_ms=300_000,
+                partition_assignment_strategy=[CooperativeStickyAssignor],
+                # A third more rows a second than with the default of 1 MB.
+                max_partition_fetch_bytes=8 << 20,
+                metrics_enabled=False,
+            )
+
+    def assign(self, positions: Mapping[Place, int]) -> None:
+        """Read these partitions, each from that offset on."""
+        self._consumer.assign([TopicPartition(*place) for place in positions])
+        for place, offset in positions.items():
+            self.seek(*place, offset)
+
+    def subscribe(self, topics: Sequence[str]) -> None:
+        """Join the group."""
+        with _errors("joining the group"):
+            self._consumer.subscribe(list(topics))
+            # A leader that joins before it knows the topics gives nobody a partition, for minutes.
+            for topic in topics:
+                self._consumer.partitions_for_topic(topic)
+
+    def poll(self, max_rows: int, max_bytes: int, timeout_s: float) -> list[Polled]:
+        """Gather messages."""
+        if self._failed is None:
+            polled, self._failed = gather(self._take, _size, _columns, max_rows, max_bytes, timeout_s)
+            if polled or self._failed is None:
+                return polled
+        failed, self._failed = self._failed, None
+        raise failed
+
+    def seek(self, topic: str, partition: int, offset: int) -> None:
+        """Go on from another offset."""
+        with _errors(f"seeking in topic {topic!r}"):
+            self._consumer.seek(TopicPartition(topic, partition), offset)
+
+    def position(self, topic: str, partition: int) -> int:
+        """Return the next offset to be read."""
+        with _errors(f"asking for the position in topic {topic!r}"):
+            position = self._consumer.position(TopicPartition(topic, partition), timeout_ms=10_000)
+        if position is None:
+            raise BrokerUnavailable(f"topic {topic!r}, partition {partition} has no position yet")
+        return int(position)
+
+    def committed(self, topic: str, partition: int, timeout_s: float) -> Committed | None:
+        """Return the group's committed offset once no transaction over it is pending."""
+        doing = f"reading the committed offset of group {self._group!r}, topic {topic!r}, partition {partition}"
+        place = TopicPartition(topic, partition)
+        with _errors(doing):
+            try:
+                found = self._consumer.committed(place, metadata=True, timeout_ms=int(timeout_s * 1000))
+            except GroupIdNotFoundError:
+                return None
+        return Committed(found.offset, found.metadata or "") if found is not None and found.offset >= 0 else None
+
+    def first_offsets(self, places: Sequence[Place], timeout_s: float) -> dict[Place, int]:
+        """Return the oldest offset that is still there."""
+        with _errors("asking for the first offsets"):
+            asked = [TopicPartition(*place) for place in places]
+            found = self._consumer.beginning_offsets(asked, timeout_ms=int(timeout_s * 1000))
+        return {(at.topic, at.partition): int(offset) for at, offset in found.items()}
+
+    def end_offsets(self, places: Sequence[Place], timeout_s: float) -> dict[Place, int]:
+        """Return the last stable offset."""
+        with _errors("asking for the end offsets"):
+            asked = [TopicPartition(*place) for place in places]
+            found = self._consumer.end_offsets(asked, timeout_ms=int(timeout_s * 1000))
+        return {(at.topic, at.partition): int(offset) for at, offset in found.items()}
+
+    def group_metadata(self) -> Any:
+        """Return the group's metadata."""
+        return self._consumer.group_metadata()
+
+    def close(self) -> None:
+        """Leave the group and let go of the connections."""
+        self._consumer.close(autocommit=False, timeout_ms=5000)
+
+    def _take(self, most: int, wait_s: float) -> tuple[dict[Place, list[Any]], PipelineError | None]:
+        try:
+            found = self._consumer.poll(timeout_ms=int(wait_s * 1000), max_records=most)
+        except (OffsetOutOfRangeError, NoOffsetForPartitionError) as failed:
+            return {}, self._range_error(failed)
+        except KafkaError as failed:
+            return {}, translated(failed, "reading messages")
+        return {(at.topic, at.partition): records for at, records in found.items()}, None
+
+    def _range_error(self, failed: KafkaError) -> PipelineError:
+        where = failed.args[0] if failed.args else None
+        if not isinstance(where, dict):
+            return translated(failed, "reading messages")
+        (at, offset) = next(iter(where.items()))
+        place = (at.topic, at.partition)
+        first, end = self.first_offsets([place], 10.0)[place], self.end_offsets([place], 10.0)[place]
+        return out_of_range(*place, int(offset), first, end)
+
+
+class KafkaPythonProducer:
+    """`Producer` over kafka-python."""
+
+    def __init__(self, words: Mapping[str, Any], transactional_id: str, timeout_s: float) -> None:
+        self._id = transactional_id
+        self._timeout_s = timeout_s
+        self._sent: list[Any] = []
+        timeout_ms = int(timeout_s * 1000)
+        own = {"transactional_id": transactional_id} if transactional_id else {}
+        with _errors(f"connecting a producer{self._who()}"):
+            self._producer = KafkaProducer(
+                **words,
+                **own,
+                transaction_timeout_ms=timeout_ms,
+                delivery_timeout_ms=timeout_ms,
+                request_timeout_ms=min(10_000, timeout_ms // 2),
+                max_block_ms=timeout_ms,
+                # The default, 100 ms, is waited out by every transaction that follows close on another.
+                retry_backoff_ms=5,
+                linger_ms=2,
+                batch_size=256 << 10,
+                # Sizes are checked before; this one counts without what compression or the broker would allow.
+                max_request_size=64 << 20,
+                allow_auto_create_topics=False,
+                metrics_enabled=False,
+            )
+
+    def init_transactions(self) -> None:
+        """Fence off earlier producers of this transactional id."""
+        with self._guarded("init_transactions"):
+            self._producer.init_transactions()
+
+    def begin(self) -> None:
+        """Begin a transaction."""
+        self._sent = []
+        with self._guarded("begin_transaction"):
+            self._producer.begin_transaction()
+
+    def send(
+        self,
+        topic: str,
+        value: bytes | None,
+        key: bytes | None = None,
+        headers: Sequence[tuple[str, bytes]] = (),
+        partition: int = -1,
+    ) -> None:
+        """Queue one record."""
+        where = None if partition < 0 else partition
+        with _errors(f"sending to topic {topic!r}{self._who()}"):
+            self._sent.append(self._producer.send(topic, value, key=key, headers=list(headers), partition=where))
+
+    def flush(self) -> None:
+        """Return once every record sent was acknowledged.
+
+        `commit_transaction` alone does not do: it succeeds although a record was given up.
+        """
+        deadline = time.monotonic() + self._timeout_s
+        with _errors(f"sending{self._who()}"):
+            self._producer.flush(self._timeout_s)
+            for future in self._sent:
+                future.get(max(deadline - time.monotonic(), 0.001))
+        self._sent = []
+
+    def send_offsets(self, offsets: Mapping[Place, Committed], group: Any) -> None:
+        """Make offsets part of the transaction."""
+        noted = {TopicPartition(*p): OffsetAndMetadata(at.offset, at.metadata, -1) for p, at in offsets.items()}
+        with self._guarded("send_offsets_to_transaction"):
+            self._producer.send_offsets_to_transaction(noted, group)
+
+    def commit(self) -> None:
+        """Commit; does not return unless the outcome is known."""
+        with self._guarded("commit_transaction"):
+            self._producer.commit_transaction()
+
+    def abort(self) -> None:
+        """Abort the transaction."""
+        self._sent = []
+        with self._guarded("abort_transaction"):
+            self._producer.abort_transaction()
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._producer.close(timeout=5)
+
+    @contextlib.contextmanager
+    def _guarded(self, name: str) -> Iterator[None]:
+        doing = f"{name}{self._who()}"
+        with watchdog(self._timeout_s * _GRACE, doing), _errors(doing):
+            yield
+
+    def _who(self) -> str:
+        return f" as {self._id!r}" if self._id else ""
+
+
+def translated(error: KafkaError, doing: str) -> PipelineError:
+    """Return the error of ours for one of kafka-python's."""
+    # The error that put a producer out of order is an argument of those that follow, or only named in their text.
+    told = [error, *error.args, error.__cause__]
+    cause = next((e for e in told if isinstance(e, BrokerResponseError)), None)
+    if cause is None and "ProducerFenced" in str(error):
+        cause = ProducerFencedError()
+    if cause is not None and cause.errno is not None:
+        return kafka_error(cause.errno, str(cause), bool(cause.retriable), doing)
+    return kafka_error(-1, str(error), bool(error.retriable), doing)
+
+
+@contextlib.contextmanager
+def _errors(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except KafkaError as failed:
+        raise translated(failed, doing) from failed
+
+
+def _size(record: Any) -> int:
+    return max(int(record.serialized_value_size), 0)
+
+
+def _columns(records: Sequence[Any]) -> Columns:
+    return (
+        [r.offset for r in records],
+        [r.timestamp for r in records],
+        [r.value for r in records],
+        [r.key for r in records],
+    )
