@@ -1,0 +1,298 @@
+"""The `midwatch` command: what can be asked for. Each verb lives in a module of its own, imported when it is used."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from jobs import exits
+from jobs.call import Call, command, time_option
+from pipeline.errors import PipelineError
+
+_CODES = "\n".join(f"  {code:>3}  {meaning}" for code, meaning in exits.MEANINGS.items())
+_HELP = f"""Keep the watch over fleets of sensors: streams in, alerts out, retrained every night.
+
+\b
+Data goes to standard output, everything else to standard error.
+Exit codes:
+{_CODES}
+"""
+_PLAIN: dict[str, Any] = {"rich_markup_mode": None, "pretty_exceptions_enable": False, "no_args_is_help": True}
+
+app = typer.Typer(help=_HELP, **_PLAIN)
+models = typer.Typer(help="The models, and which one serves.", **_PLAIN)
+alerts = typer.Typer(help="The alerts, and what you say about them.", **_PLAIN)
+config = typer.Typer(help="The configuration: check, show, describe it.", **_PLAIN)
+app.add_typer(models, name="models")
+app.add_typer(alerts, name="alerts")
+app.add_typer(config, name="config")
+
+
+class SourceKind(StrEnum):
+    """Where a new configuration reads from."""
+
+    FILE = "file"
+    KAFKA = "kafka"
+
+
+_Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or auto; over run.device.")]
+_Bundle = Annotated[str | None, typer.Option("--model", metavar="ID", help="Instead of the champion.")]
+_ExitCode = Annotated[bool, typer.Option("--exit-code", help=f"Exit with {exits.ALERTS_FOUND} if there are any.")]
+_AlertId = Annotated[str, typer.Argument(metavar="ALERT", help="The alert's id.")]
+_By = Annotated[str | None, typer.Option(help="Who says so; else the user of this machine.")]
+_Note = Annotated[str, typer.Option(help="Why.")]
+
+
+@command(app, configured=False)
+def demo(
+    call: Call,
+    folder: Annotated[Path, typer.Option(help="Where everything is written.")] = Path("var/demo"),
+    seed: Annotated[int, typer.Option(help="Of the made-up sensors.")] = 7,
+    device: _Device = None,
+) -> None:
+    """Train on made-up pumps, break some, watch the alerts."""
+    from jobs.demo import demo as run_demo
+
+    run_demo(folder=folder, seed=seed, device=device or "auto", console=call.console)
+
+
+@command(app, configured=False)
+def init(
+    call: Call,
+    sample: Annotated[Path | None, typer.Argument(exists=True, help="A file of your readings.")] = None,
+    source: Annotated[SourceKind, typer.Option(help="Where readings will come from.")] = SourceKind.FILE,
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("midwatch.toml"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite it.")] = False,
+) -> None:
+    """Write a configuration file, with the channels of SAMPLE."""
+    from jobs.init import init as write_config
+
+    write_config(sample=sample, source=source.value, out=out, force=force, console=call.console)
+
+
+@command(app)
+def run(
+    call: Call,
+    device: _Device = None,
+    slot: Annotated[int | None, typer.Option(help="This worker's number; over kafka.slot.")] = None,
+) -> None:
+    """Watch a feed until it ends or SIGTERM comes."""
+    from jobs.run import run as watch
+
+    watch(settings=call.settings({"run.device": device, "kafka.slot": slot}), console=call.console)
+
+
+@command(app)
+def score(
+    call: Call,
+    path: Annotated[Path, typer.Argument(exists=True, metavar="FILE", help="CSV, NDJSON or Parquet.")],
+    out: Annotated[Path | None, typer.Option(help="Also write every row's score, as Parquet or CSV.")] = None,
+    bundle: _Bundle = None,
+    device: _Device = None,
+    exit_code: _ExitCode = False,
+) -> None:
+    """Score a file and print its alerts. Nothing is kept."""
+    from jobs.score import score as score_file
+
+    settings = call.settings({"run.device": device})
+    found = score_file(settings=settings, path=path, out=out, bundle=bundle, console=call.console)
+    _exit_if_found(found, exit_code)
+
+
+@command(app)
+def replay(
+    call: Call,
+    since_ns: Annotated[int | None, time_option("--from")] = None,
+    until_ns: Annotated[int | None, time_option("--to")] = None,
+    bundle: _Bundle = None,
+    device: _Device = None,
+    exit_code: _ExitCode = False,
+) -> None:
+    """Run the history through the live code again."""
+    from jobs.replay import replay as replay_history
+
+    settings = call.settings({"run.device": device})
+    found = replay_history(settings=settings, since_ns=since_ns, until_ns=until_ns, bundle=bundle, console=call.console)
+    _exit_if_found(found, exit_code)
+
+
+@command(app)
+def train(
+    call: Call,
+    files: Annotated[list[Path] | None, typer.Argument(exists=True, help="Instead of the history.")] = None,
+    promote: Annotated[bool, typer.Option(help="Make it the champion if its gate lets it.")] = True,
+    device: _Device = None,
+) -> None:
+    """Fit a model, calibrate it, put it through its gate."""
+    from jobs.train import train as train_model
+
+    settings = call.settings({"run.device": device})
+    train_model(settings=settings, files=tuple(files or ()), promote=promote, console=call.console)
+
+
+@command(app)
+def nightly(
+    call: Call,
+    recalibrate_only: Annotated[bool, typer.Option("--recalibrate-only", help="New thresholds, no training.")] = False,
+    as_of_ns: Annotated[int | None, time_option("--as-of")] = None,
+    device: _Device = None,
+) -> None:
+    """Retrain on the confirmed-normal history, gate, promote. Made for cron; running it again is harmless."""
+    from jobs.nightly import nightly as run_nightly
+
+    settings = call.settings({"run.device": device})
+    run_nightly(settings=settings, recalibrate_only=recalibrate_only, as_of_ns=as_of_ns, console=call.console)
+
+
+@command(app)
+def doctor(call: Call) -> None:
+    """Look at all that must be there; say how to mend it."""
+    from jobs.doctor import doctor as examine
+
+    if not examine(settings=call.settings(), console=call.console):
+        raise typer.Exit(exits.FAILED)
+
+
+@command(app, configured=False)
+def bench(
+    call: Call,
+    names: Annotated[list[str] | None, typer.Argument(help="What to measure; everything without it.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the figures there, as JSON.")] = None,
+    device: _Device = None,
+) -> None:
+    """Measure how fast it is here."""
+    from jobs.bench import bench as measure
+
+    measure(names=tuple(names or ()), out=out, device=device or "auto", console=call.console)
+
+
+@command(app, configured=False)
+def version(call: Call) -> None:
+    """Print the versions that figures depend on."""
+    from jobs.version import versions
+
+    call.console.record(versions())
+
+
+@command(models, "list")
+def models_list(call: Call) -> None:
+    """List the models, the newest first, with the champion marked."""
+    from jobs.promote import list_bundles
+
+    list_bundles(settings=call.settings(), console=call.console)
+
+
+@command(models, "show")
+def models_show(call: Call, bundle: Annotated[str, typer.Argument(metavar="ID")]) -> None:
+    """Show what a model was made from and how it did."""
+    from jobs.promote import show_bundle
+
+    show_bundle(settings=call.settings(), bundle=bundle, console=call.console)
+
+
+@command(models, "promote")
+def models_promote(call: Call, bundle: Annotated[str, typer.Argument(metavar="ID")]) -> None:
+    """Make a model the champion; workers follow at once."""
+    from jobs.promote import promote_bundle
+
+    promote_bundle(settings=call.settings(), bundle=bundle, console=call.console)
+
+
+@command(models, "rollback")
+def models_rollback(call: Call) -> None:
+    """Make the champion before this one it again."""
+    from jobs.promote import rollback
+
+    rollback(settings=call.settings(), console=call.console)
+
+
+@command(alerts, "list")
+def alerts_list(
+    call: Call,
+    since_ns: Annotated[int | None, time_option("--since")] = None,
+    asset: Annotated[str | None, typer.Option(help="Of this asset only.")] = None,
+    state: Annotated[str | None, typer.Option(help="open or resolved.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 50,
+    exit_code: _ExitCode = False,
+) -> None:
+    """List alerts, the newest first."""
+    from jobs.alerts import list_alerts
+
+    found = list_alerts(
+        settings=call.settings(), since_ns=since_ns, asset=asset, state=state, limit=limit, console=call.console
+    )
+    _exit_if_found(found, exit_code)
+
+
+@command(alerts, "tail")
+def alerts_tail(call: Call) -> None:
+    """Print alerts as they come, until Ctrl-C."""
+    from jobs.alerts import tail_alerts
+
+    tail_alerts(settings=call.settings(), console=call.console)
+
+
+@command(alerts, "confirm")
+def alerts_confirm(call: Call, alert: _AlertId, note: _Note = "", by: _By = None) -> None:
+    """Say that an alert was right.
+
+    Its rows are never trained on, and every candidate must find it.
+    """
+    from jobs.alerts import label_alert
+
+    label_alert(settings=call.settings(), alert=alert, verdict="confirm", note=note, by=by, console=call.console)
+
+
+@command(alerts, "dismiss")
+def alerts_dismiss(call: Call, alert: _AlertId, note: _Note = "", by: _By = None) -> None:
+    """Say that an alert was wrong.
+
+    Its rows are normal, and the next threshold counts it as a false alarm.
+    """
+    from jobs.alerts import label_alert
+
+    label_alert(settings=call.settings(), alert=alert, verdict="dismiss", note=note, by=by, console=call.console)
+
+
+@command(config, "check")
+def config_check(call: Call) -> None:
+    """Check all that can be checked without connecting."""
+    from jobs.config.show import check
+
+    check(call.load(), call.console)
+
+
+@command(config, "show")
+def config_show(call: Call) -> None:
+    """Print every option, its value and where it came from."""
+    from jobs.config.show import show
+
+    show(call.load(), call.console)
+
+
+@command(config, "schema", configured=False)
+def config_schema(call: Call) -> None:
+    """Print the JSON Schema of the file, for editors."""
+    from jobs.config.show import schema
+
+    schema(call.console)
+
+
+def _exit_if_found(found: int, asked: bool) -> None:
+    if asked and found:
+        raise typer.Exit(exits.ALERTS_FOUND)
+
+
+def main() -> None:
+    """Run the command line; errors made for people end with one line and the exit code of their kind."""
+    try:
+        app(prog_name="midwatch")
+    except PipelineError as error:
+        sys.stderr.write(f"midwatch: {error}\n")
+        for note in getattr(error, "__notes__", ()):
+            sys.stderr.write(f"midwatch: {note}\n")
+        sys.exit(exits.exit_code(error))

@@ -1,0 +1,1 @@
+"""Configuration: which options there are, where values come from, and what the program's parts are given."""
