@@ -1,0 +1,285 @@
+"""The scoring engine: aligned, gated rows in, one score per row out, for all partitions and assets of a worker.
+
+Windows live in `models.engine_rings`, models in `models.engine_members`; here they meet. The same code runs on the
+CPU and on CUDA: rings are on the host, windows cross in pinned chunks, results come back per channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numba import njit
+
+from models.aggregation import channel_shares, combine
+from models.engine_rings import Chunk, Rings, padded
+from models.engine_scorer import Scorer
+from models.scaling import unscale_scalar
+from pipeline.bundle import Bundle
+from pipeline.errors import ConfigError, ShapeError, Unavailable
+from pipeline.protocols import Engine, RawWindows
+from pipeline.values import Bool, Float32, Int32, Int64, Rows, Scores, UInt8
+
+_CHUNK = {"cpu": 256, "cuda": 4096}  # windows gathered before they are scored: the largest batch of any member
+
+
+class _Joined(NamedTuple):
+    """Rows of several batches, one after the other."""
+
+    x: Float32  # (n, C)
+    observed: Bool  # (n, C)
+    continuity: UInt8  # (n,)
+    slots: Int32  # (n,)
+
+
+class _Found(NamedTuple):
+    """What scoring found out about each of n rows; NaN and 0 until then."""
+
+    status: UInt8  # (n,)
+    coverage: Float32  # (n,)
+    score: Float32  # (n,)
+    by_channel: Float32  # (n, C)
+    expected: Float32  # (n, C), scaled until `_in_input_units`
+
+
+class TorchEngine:
+    """Scores rows with the members of a bundle; see `pipeline.protocols.Engine`.
+
+    Parameters
+    ----------
+    bundle : with the tensors of every group.
+    device : a CPU or CUDA device. On CUDA, TF32 is switched off for the process: thresholds rest on float32.
+
+    Attributes
+    ----------
+    fallbacks : members (as `g0.m1`) that need fewer batch sizes on this machine than hoped for, so that a row's bits
+        do not depend on its place in a batch; they score the same, slower.
+
+    Raises
+    ------
+    BundleError : tensors that are missing, or do not fit the bundle's members.
+    Unavailable : the device is not there, or its memory is full.
+    """
+
+    def __init__(self, bundle: Bundle, device: torch.device) -> None:
+        self._bundle, self._device = bundle, device
+        channels, groups = len(bundle.channels), range(len(bundle.groups))
+        self._loc = np.stack([np.asarray(bundle.tensor(g, "scaler", "loc"), np.float32) for g in groups])
+        self._scale = np.stack([np.asarray(bundle.tensor(g, "scaler", "scale"), np.float32) for g in groups])
+        self._rings = Rings(bundle.window, self._loc, self._scale, bundle.soft_clip)
+        size, on_gpu = _CHUNK[device.type], device.type == "cuda"
+        readings = bundle.window * channels
+        self._host = torch.zeros(size, padded(readings), pin_memory=on_gpu)
+        self._chunk = Chunk(
+            x=self._host.numpy(),
+            observed=np.ones((size, readings), np.bool_),
+            ends=np.zeros(size, np.int64),
+            age=np.zeros(size, np.int32),
+        )
+        self._x = self._host.to(device)
+        self._scorers = [[Scorer(bundle, g, m, size, device) for m in range(len(bundle.members))] for g in groups]
+        self.fallbacks = _settle(self._scorers)
+
+    @property
+    def model_id(self) -> str:
+        """The id of the bundle."""
+        return self._bundle.id
+
+    @property
+    def profile(self) -> str:
+        """The serving profile that thresholds were fitted through."""
+        return profile_of(self._device.type)
+
+    @property
+    def rows_kept(self) -> int:
+        """R: rows per asset on which any state derives."""
+        return self._bundle.window
+
+    def allocate(self, assets: Sequence[str]) -> Int32:
+        """Give each asset a slot with an empty window; one that no group scores is collected only."""
+        default = -1 if self._bundle.default_group is None else self._bundle.default_group
+        groups = [self._bundle.asset_group.get(name, default) for name in assets]
+        return self._rings.allocate(np.array(groups, np.int32))
+
+    def push(self, batches: Sequence[tuple[Rows, Int32]]) -> list[Scores]:
+        """Take aligned, gated rows with their slots (n,), in order; return one score per row.
+
+        Raises
+        ------
+        ShapeError : rows of other channels than the bundle's, or slots that do not match them; nothing was taken.
+        StateError : a slot that is not allocated; nothing was taken.
+        Unavailable : the device failed. Some rows may have been taken: go on from saved windows, on another device.
+        """
+        joined = self._joined(batches)
+        found = _nothing(*joined.x.shape)
+        with _reporting(self._device), torch.inference_mode():
+            for group, order in _by_group(self._rings.group_of(joined.slots)):
+                self._score(group, order, joined, found)
+        actual = np.where(joined.observed, joined.x, np.float32(np.nan))
+        out, at = [], 0
+        for rows, _ in batches:
+            part = slice(at, at + len(rows))
+            out.append(
+                Scores(
+                    partition=rows.partition,
+                    asset=rows.asset,
+                    ts_ns=rows.ts_ns,
+                    offset=rows.offset,
+                    row=rows.row,
+                    continuity=rows.continuity,
+                    score=found.score[part],
+                    by_channel=found.by_channel[part],
+                    expected=found.expected[part],
+                    actual=actual[part],
+                    coverage=found.coverage[part],
+                    status=found.status[part],
+                    model_id=self.model_id,
+                )
+            )
+            at = part.stop
+        return out
+
+    def fill(self, batches: Sequence[tuple[Rows, Int32]]) -> None:
+        """Take rows into the windows without scoring them. Raises as `push` does."""
+        self._rings.store(*self._joined(batches))
+
+    def dump(self, slots: Int32) -> RawWindows:
+        """Return the last rows of each slot, as they came."""
+        return self._rings.dump(slots)
+
+    def load(self, slots: Int32, raw: RawWindows) -> None:
+        """Put windows back; the scores that follow are those of an engine that was never interrupted, bit by bit."""
+        self._rings.load(slots, raw)
+
+    def drop(self, slots: Int32) -> None:
+        """Free slots."""
+        self._rings.drop(slots)
+
+    def _joined(self, batches: Sequence[tuple[Rows, Int32]]) -> _Joined:
+        channels = len(self._bundle.channels)
+        for rows, slots in batches:
+            if rows.x.shape != (len(slots), channels):
+                raise ShapeError(
+                    f"rows of partition {rows.partition} are {rows.x.shape} with {len(slots)} slots, "
+                    f"bundle {self.model_id} takes (n, {channels}) with n slots"
+                )
+        empty = Rows.empty(0, channels)
+        parts = [(rows.x, rows.observed, rows.continuity, slots) for rows, slots in batches]
+        parts = parts or [(empty.x, empty.observed, empty.continuity, empty.asset)]
+        dtypes = (np.float32, np.bool_, np.uint8, np.int32)
+        columns = [column[0] if len(column) == 1 else np.concatenate(column) for column in zip(*parts, strict=True)]
+        # Kernels are compiled for writable arrays; a read-only one is copied rather than compiled for again.
+        return _Joined(*(np.require(c, d, ["C", "W"]) for c, d in zip(columns, dtypes, strict=True)))
+
+    def _score(self, group: int, order: Int64, rows: _Joined, found: _Found) -> None:
+        """Take the rows at `order`, all of one group, and score the windows that are full."""
+        while len(order):
+            taken, k = self._rings.take(*rows, order, self._chunk, found.status, found.coverage)
+            order = order[taken:]
+            if k:
+                self._score_chunk(group, k, rows.observed, found)
+
+    def _score_chunk(self, group: int, k: int, observed: Bool, found: _Found) -> None:
+        if self._x is not self._host:
+            self._x[:k].copy_(self._host[:k], non_blocking=True)
+        scorers = self._scorers[group]
+        at = self._chunk.ends[:k]
+        found.score[at] = combine([scorer.score(self._x, self._chunk, k) for scorer in scorers])
+        residuals, weights = [s.residual[:k] for s in scorers], [s.weight[:k] for s in scorers]
+        found.by_channel[at] = channel_shares(residuals, weights, observed[at])
+        expected = sum((s.expected[:k] for s in scorers[1:]), start=scorers[0].expected[:k])
+        scaler = (self._loc[group], self._scale[group], self._bundle.soft_clip)
+        _in_input_units(expected, len(scorers), at, observed, *scaler, found.expected)
+
+
+def open_engine(bundle: Bundle, device: str = "auto") -> Engine:
+    """Open an engine for a bundle.
+
+    Parameters
+    ----------
+    device : `cpu`, `cuda`, or `auto`: CUDA where this machine has it and the bundle was calibrated on it, else the CPU.
+
+    Raises
+    ------
+    ConfigError : another device, or CUDA on a machine without.
+    BundleError, Unavailable : as TorchEngine.
+    """
+    if device == "auto":
+        calibrated = profile_of("cuda") in bundle.calibrations
+        device = "cuda" if calibrated and torch.cuda.is_available() else "cpu"
+    if device not in _CHUNK:
+        raise ConfigError("engine.device", device, "choose 'auto', 'cpu' or 'cuda'")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("engine.device", device, "torch sees no CUDA device here: choose 'auto' or 'cpu'")
+    return TorchEngine(bundle, torch.device(device))
+
+
+def profile_of(device_type: str) -> str:
+    """Return the name of the serving profile of a kind of device."""
+    return f"{device_type}-float32"
+
+
+def _settle(scorers: Sequence[Sequence[Scorer]]) -> tuple[str, ...]:
+    """Let each scorer settle on its batch sizes; those of equal shapes run the same code, so one of them tries."""
+    known: dict[object, Scorer] = {}
+    fallen = []
+    with torch.inference_mode():
+        for g, members in enumerate(scorers):
+            for m, scorer in enumerate(members):
+                twin = known.setdefault((m, scorer.signature), scorer)
+                if twin is scorer:
+                    scorer.settle()
+                scorer.shapes, scorer.holed_shapes = twin.shapes, twin.holed_shapes
+                fallen += [f"g{g}.m{m}"] if scorer.fell_back else []
+    return tuple(fallen)
+
+
+@contextmanager
+def _reporting(device: torch.device) -> Iterator[None]:
+    """Turn what a lost or full device raises into `Unavailable`."""
+    try:
+        yield
+    except RuntimeError as error:
+        lost = isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError) or device.type == "cuda"
+        if not lost:
+            raise
+        raise Unavailable(f"device {device} failed, go on with device = 'cpu': {error}") from error
+
+
+def _nothing(n: int, channels: int) -> _Found:
+    return _Found(
+        status=np.zeros(n, np.uint8),
+        coverage=np.zeros(n, np.float32),
+        score=np.full(n, np.nan, np.float32),
+        by_channel=np.zeros((n, channels), np.float32),
+        expected=np.full((n, channels), np.nan, np.float32),
+    )
+
+
+def _by_group(group: Int32) -> Iterator[tuple[int, Int64]]:
+    """Yield each group and its rows, in order. An asset has one group, so the order of its rows is kept."""
+    order = np.argsort(group, kind="stable")
+    ends = np.flatnonzero(np.diff(group[order])) + 1
+    for part in np.split(order, ends) if len(order) else []:
+        yield int(group[part[0]]), part
+
+
+@njit(nogil=True, cache=True)
+def _in_input_units(
+    total: Float32,
+    members: int,
+    at: Int64,
+    observed: Bool,
+    loc: Float32,
+    scale: Float32,
+    soft_clip: float,
+    out: Float32,
+) -> None:
+    """Write the mean of what members expect to the rows `at` of `out`, in input units, where observed."""
+    for i in range(len(at)):
+        for c in range(total.shape[1]):
+            if observed[at[i], c]:
+                out[at[i], c] = unscale_scalar(total[i, c] / np.float32(members), loc[c], scale[c], soft_clip)

@@ -1,0 +1,244 @@
+"""What each kind of member expects to see: windows in, reconstructions out, on any torch device.
+
+Batches have one of a few fixed shapes, and rows of every buffer start on a 64-byte boundary: matrix libraries pick
+their code by shape and alignment, and with both fixed a row has the same bits wherever it stands in a batch and
+whatever stands beside it. `models.engine_scorer` checks that on the actual weights.
+
+Legend: B windows of one batch, w rows of the member's window, C channels, D = w * C readings, k components.
+
+References
+----------
+Tipping & Bishop, "Probabilistic principal component analysis", J. R. Stat. Soc. B 61 (1999): the masked projection is
+the posterior mean of the components given what was observed (section 3.3 and Eq. 9, restricted to observed readings).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models.autoencoders import ConvAutoencoder, DenseAutoencoder, build_module
+from models.engine_rings import padded
+from pipeline.bundle import Bundle
+from pipeline.errors import BundleError
+
+# Batch sizes by device: a single row must not pay for hundreds, and a large batch is cut so that it stays in the cache.
+_SHAPES: Mapping[str, tuple[int, ...]] = {"cpu": (8, 16, 32, 64, 128, 256), "cuda": (256, 4096)}
+_CONV_SHAPES: Mapping[str, tuple[int, ...]] = {"cpu": (8, 16, 32, 64), "cuda": (256, 4096)}  # wide activations
+_HOLED_SHAPES: Mapping[str, tuple[int, ...]] = {"cpu": (8, 32), "cuda": (64, 512)}
+_PATTERNS: Mapping[str, int] = {"cpu": 1, "cuda": 64}
+
+
+class Member(Protocol):
+    """One fitted model. `shapes`: the batch sizes it takes, rising. A call overwrites what the last one returned."""
+
+    shapes: tuple[int, ...]
+
+    def expect(self, x: Tensor) -> Tensor:
+        """Reconstruct windows, (B, D) scaled, 0 where not observed: (B, C) last rows only, or (B, D)."""
+        ...
+
+
+class PcaMember:
+    """Projection on principal components, and back.
+
+    Windows with gaps are projected on the loadings of the observed readings, as in `models.pca.scores`, in float64:
+    where little is observed the equations are close to singular.
+
+    Parameters
+    ----------
+    mean : (D,) float32
+    components : (k, D) float32, orthonormal rows.
+    ridge : (k,) float64, noise / variance of each component.
+    last : readings to reconstruct, counted from the end: C for the last row only, D for all.
+
+    Attributes
+    ----------
+    holed_shapes, patterns : the batch sizes that `expect_holed` and `solver` take.
+    """
+
+    def __init__(self, mean: Tensor, components: Tensor, ridge: Tensor, last: int) -> None:
+        device = mean.device
+        self.shapes = _SHAPES[device.type]
+        self.holed_shapes, self.patterns = _HOLED_SHAPES[device.type], _PATTERNS[device.type]
+        self._last = last
+        # Components are filled up with zeros to whole vectors: k by k matrices of a batch are then aligned, too.
+        k, readings = components.shape
+        self._components = torch.zeros(padded(k), readings, device=device)
+        self._components[:k] = components
+        self._offset = -(self._components @ mean)
+        self._center = mean[readings - last :].contiguous()
+        self._decoder = self._components[:, readings - last :].contiguous()
+        self._latent = _rows(self.shapes[-1], padded(k), device)
+        self._out = _rows(self.shapes[-1], last, device)
+        self._mean64, self._components64 = mean.double(), self._components.double()
+        self._ridge64 = torch.ones(padded(k), dtype=torch.float64, device=device)
+        self._ridge64[:k] = ridge
+        self._centred64 = _rows(self.holed_shapes[-1], readings, device).double()
+
+    def expect(self, x: Tensor) -> Tensor:
+        """Project fully observed windows, and back: x -> V'(V(x - mean)) + mean."""
+        latent = torch.addmm(self._offset, x, self._components.t(), out=self._latent[: len(x)])
+        return torch.addmm(self._center, latent, self._decoder, out=self._out[: len(x), : self._last])
+
+    def solver(self, observed: Tensor) -> Tensor:
+        """Return the inverses of V diag(observed) V' + diag(ridge), (B, K, K) float64; K: k in whole vectors."""
+        loadings = self._components64 * observed.unsqueeze(1)
+        gram = torch.matmul(loadings, self._components64.t()) + torch.diag(self._ridge64)
+        return torch.cholesky_inverse(torch.linalg.cholesky(gram))
+
+    def expect_holed(self, x: Tensor, observed: Tensor, solver: Tensor) -> Tensor:
+        """Reconstruct windows with gaps from the posterior mean of their components."""
+        centred = self._centred64[: len(x), : x.shape[1]]
+        torch.sub(x, self._mean64, out=centred).mul_(observed)
+        found = torch.matmul(centred, self._components64.t())
+        latent = torch.matmul(found.unsqueeze(1), solver).squeeze(1)
+        return torch.addmm(self._center.double(), latent, self._decoder.double()).float()
+
+
+class DenseMember:
+    """A dense autoencoder as a chain of matrix products over buffers that are allocated once.
+
+    Batch normalisation is folded into the layer before it; of the last layer only what is asked for is computed.
+
+    Parameters
+    ----------
+    module : fitted, in evaluation mode.
+    last : as in PcaMember.
+    """
+
+    def __init__(self, module: DenseAutoencoder, last: int) -> None:
+        device = next(module.parameters()).device
+        self.shapes = _SHAPES[device.type]
+        layers = _linear_layers([*module.encoder, *module.decoder])
+        weight, bias, relu = layers[-1]
+        layers[-1] = (weight[len(weight) - last :].contiguous(), bias[len(bias) - last :].contiguous(), relu)
+        self._layers = [(w.t(), b, relu, _rows(self.shapes[-1], len(b), device)) for w, b, relu in layers]
+
+    def expect(self, x: Tensor) -> Tensor:
+        """Reconstruct windows, (B, D)."""
+        for weight, bias, relu, room in self._layers:
+            x = torch.addmm(bias, x, weight, out=room[: len(x), : len(bias)])
+            if relu:
+                x.relu_()
+        return x
+
+
+class ConvMember:
+    """A convolutional autoencoder over time-major rows, without a transpose: 2-D layers of height 1, channels last.
+
+    Parameters
+    ----------
+    module : fitted, in evaluation mode.
+    last : as in PcaMember; all rows are decoded, then cut.
+    """
+
+    def __init__(self, module: ConvAutoencoder, last: int) -> None:
+        device = next(module.parameters()).device
+        self.shapes = _CONV_SHAPES[device.type]
+        self._last = last
+        self._rows, self._channels = module.window, next(module.parameters()).shape[1]
+        self._before = -module.window % module.total_stride
+        layers = [_flat_layer(layer) for layer in (*module.encoder, *module.decoder)]
+        self._net = nn.Sequential(*layers).to(memory_format=torch.channels_last).eval()
+        self._room = torch.zeros(self.shapes[-1], self._before + self._rows, self._channels, device=device)
+
+    def expect(self, x: Tensor) -> Tensor:
+        """Reconstruct windows, (B, D)."""
+        rows = x.view(-1, self._rows, self._channels)
+        if self._before:
+            self._room[: len(x), self._before :] = rows
+            rows = self._room[: len(x)]
+        out: Tensor = self._net(rows.unsqueeze(1).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return out[:, 0].flatten(1)[:, -self._last :]
+
+
+def build_member(bundle: Bundle, group: int, index: int, device: torch.device) -> Member:
+    """Build member `index` of a group from the bundle's tensors.
+
+    Raises
+    ------
+    BundleError : a kind, parameter or tensor that is missing, unknown or of another shape than the spec says.
+    """
+    spec, channels = bundle.members[index], len(bundle.channels)
+    last = channels if spec.error == "last" else spec.window * channels
+    prefix = f"g{group}.m{index}."
+    tensors = {
+        name.removeprefix(prefix): torch.from_numpy(np.array(value)).to(device)
+        for name, value in bundle.tensors.items()
+        if name.startswith(prefix)
+    }
+    if spec.kind == "pca":
+        return _build_pca(tensors, spec.window * channels, last, prefix)
+    with torch.device("meta"):  # no weights of its own, and no draw from the global random state
+        module = build_module(spec, channels).eval()
+    try:
+        weights = {name: value for name, value in tensors.items() if not name.startswith("agg.")}
+        module.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        raise BundleError(f"bundle {bundle.id}: tensors {prefix}* do not fit a {spec.kind} member: {error}") from None
+    return DenseMember(module, last) if isinstance(module, DenseAutoencoder) else ConvMember(module, last)
+
+
+def _build_pca(tensors: dict[str, Tensor], readings: int, last: int, prefix: str) -> PcaMember:
+    missing = [prefix + name for name in ("mean", "components", "variance", "noise") if name not in tensors]
+    if missing:
+        raise BundleError(f"a pca member lacks the tensors {', '.join(missing)}")
+    mean, components = tensors["mean"].float(), tensors["components"].float()
+    if mean.shape != (readings,) or components.ndim != 2 or components.shape[1] != readings:
+        raise BundleError(
+            f"{prefix}mean is {tuple(mean.shape)} and {prefix}components {tuple(components.shape)}: "
+            f"expected ({readings},) and (k, {readings})"
+        )
+    ridge = tensors["noise"].double() / tensors["variance"].double()
+    return PcaMember(mean, components, ridge, last)
+
+
+def _rows(count: int, width: int, device: torch.device) -> Tensor:
+    return torch.zeros(count, padded(width), device=device)
+
+
+def _linear_layers(modules: Iterable[nn.Module]) -> list[tuple[Tensor, Tensor, bool]]:
+    """Return (weight (out, in), bias (out,), ReLU after it) of each linear layer, as it is at inference."""
+    layers: list[tuple[Tensor, Tensor, bool]] = []
+    for module in modules:
+        if isinstance(module, nn.Linear):
+            layers.append((module.weight.detach(), module.bias.detach(), False))
+        elif isinstance(module, nn.BatchNorm1d):
+            layers[-1] = _folded(*layers[-1][:2], module)
+        elif isinstance(module, nn.ReLU):
+            layers[-1] = (*layers[-1][:2], True)
+        elif not isinstance(module, nn.Dropout):
+            raise BundleError(f"no engine for a dense member with a {type(module).__name__} layer")
+    return layers
+
+
+def _folded(weight: Tensor, bias: Tensor, norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor, bool]:
+    if norm.running_mean is None or norm.running_var is None:
+        raise BundleError("a batch normalisation without running statistics cannot be served")
+    gain = norm.weight.detach() / torch.sqrt(norm.running_var + norm.eps)
+    return weight * gain[:, None], (bias - norm.running_mean) * gain + norm.bias.detach(), False
+
+
+def _flat_layer(layer: nn.Module) -> nn.Module:
+    """Return a layer over time as one over (1, time)."""
+    if isinstance(layer, nn.ReLU):
+        return layer
+    if not isinstance(layer, nn.Conv1d | nn.ConvTranspose1d):
+        raise BundleError(f"no engine for a convolutional member with a {type(layer).__name__} layer")
+    kernel, stride, padding = layer.kernel_size[0], layer.stride[0], int(layer.padding[0])
+    flat: nn.Conv2d | nn.ConvTranspose2d
+    if isinstance(layer, nn.Conv1d):
+        flat = nn.Conv2d(layer.in_channels, layer.out_channels, (1, kernel), (1, stride), (0, padding))
+    else:
+        more = (0, layer.output_padding[0])
+        flat = nn.ConvTranspose2d(layer.in_channels, layer.out_channels, (1, kernel), (1, stride), (0, padding), more)
+    assert layer.bias is not None
+    assert flat.bias is not None
+    flat.weight = nn.Parameter(layer.weight.detach().unsqueeze(2).contiguous(), requires_grad=False)
+    flat.bias = nn.Parameter(layer.bias.detach(), requires_grad=False)
+    return flat

@@ -1,0 +1,289 @@
+"""Where the engine keeps windows: per asset the last R raw rows (the state) and, derived from them, a scaled ring.
+
+The scaled ring is written twice, at p and at p + R, so that a window is one contiguous slice of it. Rows are taken in
+order and each row's window is copied out at once: an asset may appear many times in one batch.
+
+Legend: n rows, S slots, G groups, R rows kept, C channels, B windows of one chunk, P = R * C rounded up to `LANES`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from models.scaling import scale_scalar
+from pipeline.errors import ShapeError, StateError
+from pipeline.protocols import RawWindows
+from pipeline.values import Bool, Continuity, Float32, Int32, Int64, Status, UInt8
+
+LANES = 16  # float32 in 64 bytes: rows that start at the same alignment go through the same vector code
+MIN_OBSERVED = 0.5  # share of a window's readings below which nothing is said
+
+_FIRST_SLOTS = 16
+_CONTINUES = int(Continuity.CONTINUES)
+_WARMING = np.uint8(Status.WARMING)
+_CALIBRATED = np.uint8(Status.CALIBRATED)
+_ABSTAINED = np.uint8(Status.ABSTAINED)
+_HEAD = np.dtype(
+    [
+        ("group", np.int32),  # -1: never scored, only collected
+        ("at", np.int32),  # where the next row goes
+        ("count", np.int32),  # rows since the window started, at most R
+        ("missing", np.int32),  # unobserved readings of those rows
+        ("age", np.int32),  # as in Chunk
+    ]
+)
+
+
+def padded(values: int) -> int:
+    """Return `values` rounded up to a multiple of `LANES`."""
+    return -(-values // LANES) * LANES
+
+
+class Chunk(NamedTuple):
+    """Windows on their way to the members; reused, so only the first k rows of the last `take` mean anything."""
+
+    x: Float32  # (B, P), scaled, oldest row first, 0 where not observed and beyond R * C
+    observed: Bool  # (B, R * C)
+    ends: Int64  # (B,), the row each window ends with
+    age: Int32  # (B,), rows since the newest one with an unobserved reading, at most R
+
+
+class _Slots(NamedTuple):
+    """Arrays with a leading slot axis."""
+
+    head: NDArray[Any]  # (S,) of _HEAD
+    raw: Float32  # (S, R, C), single ring
+    seen: Bool  # (S, R, C), single ring
+    scaled: Float32  # (S, 2 * R * C), double ring
+
+
+class _Scaler(NamedTuple):
+    """Scalers of all groups."""
+
+    loc: Float32  # (G, C)
+    scale: Float32  # (G, C)
+    limit: float
+
+
+class Rings:
+    """Windows of all assets of an engine.
+
+    Parameters
+    ----------
+    rows : R, rows kept per asset.
+    loc, scale : (G, C) float32, the scaler of each group.
+    soft_clip : scales up to which scaled values stay linear.
+    """
+
+    def __init__(self, rows: int, loc: Float32, scale: Float32, soft_clip: float) -> None:
+        self.rows = rows
+        self.channels = int(loc.shape[1])
+        self._scaler = _Scaler(np.ascontiguousarray(loc), np.ascontiguousarray(scale), float(soft_clip))
+        self._slots = _new_slots(0, rows, self.channels)
+        self._used = np.zeros(0, np.bool_)
+        self._free: list[int] = []
+
+    def allocate(self, group: Int32) -> Int32:
+        """Return an empty slot for each entry of `group` (-1: its rows are collected, never scored)."""
+        while len(self._free) < len(group):
+            self._grow()
+        slots = np.array([self._free.pop() for _ in range(len(group))], np.int32)
+        self._used[slots] = True
+        self._slots.head["group"][slots] = group
+        self._slots.head["count"][slots] = 0
+        return slots
+
+    def drop(self, slots: Int32) -> None:
+        """Free slots; a later `allocate` may hand them out again."""
+        self._check(slots)
+        self._used[slots] = False
+        self._free.extend(np.unique(slots)[::-1].tolist())
+
+    def group_of(self, slots: Int32) -> Int32:
+        """Return the group that scores each slot."""
+        self._check(slots)
+        group: Int32 = self._slots.head["group"][slots]
+        return group
+
+    def store(self, x: Float32, observed: Bool, continuity: UInt8, slots: Int32) -> None:
+        """Take rows into the windows, in order, and nothing else."""
+        self._check(slots)
+        _store(x, observed, continuity, slots, self._slots, self._scaler)
+
+    def take(
+        self,
+        x: Float32,
+        observed: Bool,
+        continuity: UInt8,
+        slots: Int32,
+        order: Int64,
+        chunk: Chunk,
+        status: UInt8,
+        coverage: Float32,
+    ) -> tuple[int, int]:
+        """Take the rows at `order`, one after the other, until `chunk` is full of windows that can be scored.
+
+        `status` and `coverage` (n,) are written for each row that was taken; coverage is that of the rows the window
+        has so far. `slots` are those that `group_of` has checked.
+
+        Returns
+        -------
+        (taken, k) : how many of `order` were taken; how many windows lie in the chunk.
+        """
+        taken: tuple[int, int] = _take(
+            x, observed, continuity, slots, order, self._slots, self._scaler, chunk, status, coverage
+        )
+        return taken
+
+    def dump(self, slots: Int32) -> RawWindows:
+        """Return the raw windows of slots, oldest row first, right-aligned."""
+        self._check(slots)
+        head = self._slots.head[slots]
+        ring = (head["at"][:, None] + np.arange(self.rows)) % self.rows
+        real = np.arange(self.rows) >= self.rows - head["count"][:, None]
+        at = slots[:, None]
+        return RawWindows(
+            x=np.where(real[..., None], self._slots.raw[at, ring], np.float32(0)),
+            observed=self._slots.seen[at, ring] & real[..., None],
+            count=np.ascontiguousarray(head["count"]),
+        )
+
+    def load(self, slots: Int32, raw: RawWindows) -> None:
+        """Put raw windows back; all that derives from them is rebuilt by the step that took the rows at first.
+
+        Raises
+        ------
+        ShapeError : the windows have other rows or channels than these rings.
+        """
+        self._check(slots)
+        shape = (len(slots), self.rows, self.channels)
+        if raw.x.shape != shape or raw.observed.shape != shape or raw.count.shape != shape[:1]:
+            raise ShapeError(f"windows of shape {raw.x.shape} do not fit {shape}: slots, rows kept, channels")
+        x, observed = np.array(raw.x, np.float32), np.array(raw.observed, np.bool_)  # copies: writable for numba
+        _load(x, observed, np.array(raw.count, np.int32), slots, self._slots, self._scaler)
+
+    def _grow(self) -> None:
+        had = len(self._used)
+        grown = _new_slots(max(_FIRST_SLOTS, 2 * had), self.rows, self.channels)
+        for new, old in zip(grown, self._slots, strict=True):
+            new[:had] = old
+        self._slots = grown
+        self._used = np.concatenate([self._used, np.zeros(len(grown.head) - had, np.bool_)])
+        self._free[:0] = range(len(grown.head) - 1, had - 1, -1)
+
+    def _check(self, slots: Int32) -> None:
+        if len(slots) and (slots.min() < 0 or slots.max() >= len(self._used) or not self._used[slots].all()):
+            wrong = next(s for s in slots.tolist() if not 0 <= s < len(self._used) or not self._used[s])
+            raise StateError(f"slot {wrong} was never allocated, or was dropped: allocate it first")
+
+
+def _new_slots(size: int, rows: int, channels: int) -> _Slots:
+    return _Slots(
+        head=np.zeros(size, _HEAD),
+        raw=np.zeros((size, rows, channels), np.float32),
+        seen=np.zeros((size, rows, channels), np.bool_),
+        scaled=np.zeros((size, 2 * rows * channels), np.float32),
+    )
+
+
+@njit(nogil=True, cache=True)
+def _put(s: int, x: Float32, observed: Bool, i: int, starts: bool, slots: _Slots, scaler: _Scaler) -> int:
+    """Take row `i` of `x` into slot `s`, as the first of a new window if `starts`; return its unobserved readings."""
+    rows, channels = slots.raw.shape[1], slots.raw.shape[2]
+    head = slots.head[s]
+    if starts or head.count == 0:
+        head.count = 0
+        head.missing = 0
+        head.age = rows
+    p, group = head.at, head.group
+    leaves = head.count == rows
+    once, twice = p * channels, (p + rows) * channels
+    left, gaps = 0, 0
+    for c in range(channels):
+        seen = observed[i, c]
+        value = np.float32(0.0)
+        if not seen:
+            gaps += 1
+        elif group >= 0:
+            value = scale_scalar(x[i, c], scaler.loc[group, c], scaler.scale[group, c], scaler.limit)
+        left += not slots.seen[s, p, c]
+        slots.raw[s, p, c] = x[i, c]
+        slots.seen[s, p, c] = seen
+        slots.scaled[s, once + c] = value
+        slots.scaled[s, twice + c] = value
+    head.missing += gaps - left if leaves else gaps
+    head.count += 0 if leaves else 1
+    head.age = 0 if gaps else min(head.age + 1, rows)
+    head.at = p + 1 if p + 1 < rows else 0
+    return gaps
+
+
+@njit(nogil=True, cache=True)
+def _store(x: Float32, observed: Bool, continuity: UInt8, where: Int32, slots: _Slots, scaler: _Scaler) -> None:
+    for i in range(len(where)):
+        _put(where[i], x, observed, i, continuity[i] != _CONTINUES, slots, scaler)
+
+
+@njit(nogil=True, cache=True)
+def _load(x: Float32, observed: Bool, count: Int32, where: Int32, slots: _Slots, scaler: _Scaler) -> None:
+    rows = x.shape[1]
+    for k in range(len(where)):
+        slots.head[where[k]].count = 0
+        for i in range(rows - count[k], rows):
+            _put(where[k], x[k], observed[k], i, False, slots, scaler)
+
+
+@njit(nogil=True, cache=True)
+def _take(
+    x: Float32,
+    observed: Bool,
+    continuity: UInt8,
+    where: Int32,
+    order: Int64,
+    slots: _Slots,
+    scaler: _Scaler,
+    chunk: Chunk,
+    status: UInt8,
+    coverage: Float32,
+) -> tuple[int, int]:
+    rows, channels = slots.raw.shape[1], slots.raw.shape[2]
+    readings = rows * channels
+    k = 0
+    for j in range(len(order)):
+        i = order[j]
+        s = where[i]
+        gaps = _put(s, x, observed, i, continuity[i] != _CONTINUES, slots, scaler)
+        head = slots.head[s]
+        coverage[i] = np.float32(1.0) - np.float32(head.missing) / np.float32(head.count * channels)
+        if head.count < rows or head.group < 0:
+            status[i] = _WARMING
+        elif gaps == channels or readings - head.missing < MIN_OBSERVED * readings:
+            status[i] = _ABSTAINED
+        else:
+            status[i] = _CALIBRATED
+            oldest = head.at
+            chunk.x[k, :readings] = slots.scaled[s, oldest * channels : oldest * channels + readings]
+            chunk.ends[k] = i
+            chunk.age[k] = head.age
+            if head.age < rows:
+                _unroll(slots.seen[s], oldest, chunk.observed[k])
+            else:
+                chunk.observed[k] = True
+            k += 1
+            if k == len(chunk.ends):
+                return j + 1, k
+    return len(order), k
+
+
+@njit(nogil=True, cache=True)
+def _unroll(seen: Bool, oldest: int, out: Bool) -> None:
+    """Copy one asset's single ring of masks, oldest row first."""
+    rows, channels = seen.shape
+    for r in range(rows):
+        p = oldest + r if oldest + r < rows else oldest + r - rows
+        for c in range(channels):
+            out[r * channels + c] = seen[p, c]

@@ -1,0 +1,219 @@
+"""One member of one group: chunks of windows in, residuals per channel and one error a window out.
+
+Bits must not depend on the batch. Where a gap is decides how a window is scored, and nothing else does; batches have
+fixed shapes (`models.engine_members`); and `settled` tries on the actual weights whether those shapes keep the promise.
+
+Legend: B windows of one batch, k windows of a chunk, w rows of the member's window, C channels, D = w * C readings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+from models.aggregation import aggregate, check_fitted
+from models.engine_members import Member, PcaMember, build_member
+from models.engine_rings import Chunk, padded
+from pipeline.bundle import Bundle
+from pipeline.values import Bool, Float32, Float64, Int32, Int64
+
+_SEED = 0  # of the windows that are tried; any will do
+_TRY_OBSERVED = 0.9  # share of their readings that is observed, where gaps are tried
+
+
+class Scorer:
+    """Scores chunks with one member of one group.
+
+    Parameters
+    ----------
+    size : the most windows of a chunk, at least the largest batch.
+
+    Attributes
+    ----------
+    expected : (size, C) float32, the last rows as the member expects them, scaled.
+    residual, weight : (size, C) float32, as in `models.aggregation`. The first k rows are those of the last chunk.
+    shapes, holed_shapes : batch sizes in use, for windows without and with gaps.
+    signature : equal for scorers that run the same code on arrays of the same shapes.
+    """
+
+    def __init__(self, bundle: Bundle, group: int, index: int, size: int, device: torch.device) -> None:
+        spec, channels = bundle.members[index], len(bundle.channels)
+        self._member: Member = build_member(bundle, group, index, device)
+        self._device, self._channels, self._rows = device, channels, spec.window
+        self._readings, self._first = spec.window * channels, (bundle.window - spec.window) * channels
+        self._whole, self._aggregate = spec.error == "window", spec.aggregate
+        prefix = f"g{group}.m{index}.agg."
+        self._fitted = {
+            name.removeprefix(prefix): np.array(tensor, np.float64)
+            for name, tensor in bundle.tensors.items()
+            if name.startswith(prefix)
+        }
+        check_fitted(spec.aggregate, channels, self._fitted)
+        mine = f"g{group}.m{index}."
+        self.signature = tuple(
+            sorted((n[len(mine) :], t.shape) for n, t in bundle.tensors.items() if n.startswith(mine))
+        )
+        self.shapes = self._member.shapes
+        self.holed_shapes = self._member.holed_shapes if isinstance(self._member, PcaMember) else self.shapes
+        self._hoped = (self.shapes, self.holed_shapes)
+        self._holed_room = torch.zeros(self.holed_shapes[-1], padded(self._readings), device=device)
+        self._results = torch.zeros(2, size, channels, device=device)
+        self._host = self._results if device.type == "cpu" else torch.zeros(2, size, channels, pin_memory=True)
+        self.expected: Float32 = self._host[0].numpy()
+        self.residual: Float32 = self._host[1].numpy()
+        self.weight: Float32 = np.zeros((size, channels), np.float32)
+
+    def score(self, x: Tensor, chunk: Chunk, k: int) -> Float64:
+        """Return the errors (k,) of the first k windows of a chunk.
+
+        Parameters
+        ----------
+        x : the chunk's windows on this scorer's device, (size, P).
+        """
+        windows = x[:, self._first : self._first + self._readings]
+        gaps_matter = self._whole or isinstance(self._member, PcaMember)
+        holed = np.flatnonzero(chunk.age[:k] < self._rows) if gaps_matter else np.empty(0, np.int64)
+        if len(holed) < k:  # the others' results are overwritten below
+            for at, shape in cuts(k, self.shapes):
+                self._plain(windows[at : at + shape], self._results[:, at : at + shape])
+        if len(holed):
+            self._score_holed(windows, chunk.observed[holed, self._first :], holed)
+        if self._host is not self._results:
+            self._host[:, :k].copy_(self._results[:, :k])
+        _weigh(chunk.observed, chunk.age, self._rows if self._whole else 1, k, self.weight)
+        return aggregate(self._aggregate, self.residual[:k], self.weight[:k], self._fitted)
+
+    @property
+    def fell_back(self) -> bool:
+        """Whether batch sizes are fewer than the member could take, because its bits depended on them."""
+        return (self.shapes, self.holed_shapes) != self._hoped
+
+    def settle(self) -> None:
+        """Settle on batch sizes that keep a row's bits."""
+        generator = np.random.default_rng(_SEED)
+        most = max(self.shapes[-1], self.holed_shapes[-1])
+        tried = generator.standard_normal((most, self._readings), np.float32)
+        seen = generator.random((most, self._readings)) < _TRY_OBSERVED
+        # Where a window starts within its row decides how it is aligned: it must start here as it does in a chunk.
+        room = torch.zeros(most, padded(self._first + self._readings), device=self._device)
+        windows = room[:, self._first : self._first + self._readings]
+
+        def plain(pick: Int64) -> Tensor:
+            windows[: len(pick)] = self._sent(tried[pick])
+            return self._plain(windows[: len(pick)], self._results[:, : len(pick)]).clone()
+
+        def holed(pick: Int64) -> Tensor:
+            windows[: len(pick)] = self._sent(np.where(seen, tried, np.float32(0))[pick])
+            self._score_holed(windows, seen[pick], np.arange(len(pick)))
+            return self._results[:, : len(pick)].clone()
+
+        self.shapes = next(s for s in fallbacks(self.shapes) if s == (1,) or keeps_bits(plain, s))
+        for shapes in fallbacks(self.holed_shapes):
+            self.holed_shapes = shapes
+            if shapes == (1,) or keeps_bits(holed, shapes):
+                break
+
+    def _plain(self, x: Tensor, into: Tensor) -> Tensor:
+        """Score windows without gaps, (B, D), into (2, B, C): expected last rows and residuals."""
+        return self._compare(self._member.expect(x), x, None, into)
+
+    def _score_holed(self, windows: Tensor, observed: Bool, holed: Int64) -> None:
+        """Score the windows at `holed`, each by its own `observed` (len(holed), D)."""
+        member = self._member
+        solvers, which = None, np.zeros(len(holed), np.int64)
+        if isinstance(member, PcaMember):
+            patterns, which = _patterns(observed)
+            solvers = self._solvers(member, observed[patterns])
+        for at, shape in cuts(len(holed), self.holed_shapes):
+            pick = np.minimum(np.arange(at, at + shape), len(holed) - 1)  # the last one fills the batch up
+            x = self._holed_room[:shape, : self._readings]
+            x.copy_(windows[self._sent(holed[pick])])
+            seen = self._sent(observed[pick])
+            if isinstance(member, PcaMember) and solvers is not None:
+                reconstruction = member.expect_holed(x, seen, solvers[self._sent(which[pick])])
+            else:
+                reconstruction = member.expect(x)
+            results = self._compare(reconstruction, x, seen, torch.empty_like(self._results[:, :shape]))
+            real = min(shape, len(holed) - at)
+            self._results[:, self._sent(holed[pick[:real]])] = results[:, :real]
+
+    def _compare(self, reconstruction: Tensor, x: Tensor, observed: Tensor | None, into: Tensor) -> Tensor:
+        last = self._readings - self._channels
+        if not self._whole:
+            into[0] = reconstruction
+            torch.sub(x[:, last:], reconstruction, out=into[1])
+            return into
+        into[0] = reconstruction[:, last:]
+        squared = reconstruction.sub_(x).square_()
+        count: Tensor | int = self._rows
+        if observed is not None:
+            squared.mul_(observed)
+            count = observed.view(-1, self._rows, self._channels).sum(1).clamp_(min=1)
+        into[1] = squared.view(-1, self._rows, self._channels).sum(1).div_(count).sqrt_()
+        return into
+
+    def _solvers(self, member: PcaMember, patterns: Bool) -> Tensor:
+        found = []
+        for at in range(0, len(patterns), member.patterns):
+            pick = np.minimum(np.arange(at, at + member.patterns), len(patterns) - 1)
+            found.append(member.solver(self._sent(patterns[pick])))
+        return torch.cat(found)
+
+    def _sent(self, array: Float32 | Bool | Int64) -> Tensor:
+        return torch.from_numpy(array).to(self._device)
+
+
+def cuts(rows: int, shapes: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield (start, shape) of the fixed-shape batches that cover `rows` rows; the last may reach past them."""
+    at = 0
+    while at < rows:
+        shape = next((s for s in shapes if s >= rows - at), shapes[-1])
+        yield at, shape
+        at += shape
+
+
+def fallbacks(shapes: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Yield all shapes, the largest alone, and single rows, whose place in a batch cannot matter."""
+    yield shapes
+    yield shapes[-1:]
+    yield (1,)
+
+
+def keeps_bits(run: Callable[[Int64], Tensor], shapes: tuple[int, ...]) -> bool:
+    """Return whether rows come out the same in every shape, at several places, beside other rows.
+
+    Parameters
+    ----------
+    run : numbers of rows, in the order of the batch, as many as one of the shapes says -> (2, B, C).
+    """
+    reference = run(np.arange(shapes[-1]))
+    rows = [np.arange(shape) for shape in shapes]
+    orders = [order for r in rows for order in (r, np.roll(r, 1), np.roll(r, 3), np.roll(r[::-1], len(r) // 2))]
+    return all(torch.equal(run(order), reference[:, torch.from_numpy(order)]) for order in orders)
+
+
+def _patterns(observed: Bool) -> tuple[Int64, Int64]:
+    """Return (first index of each distinct row, which of them each row is)."""
+    packed = np.packbits(observed, axis=1)
+    rows = packed.view(np.dtype((np.void, packed.shape[1]))).reshape(-1)
+    _, first, which = np.unique(rows, return_index=True, return_inverse=True)
+    return first, which
+
+
+@njit(nogil=True, cache=True)
+def _weigh(observed: Bool, age: Int32, rows: int, k: int, weight: Float32) -> None:
+    """Count each channel's observed readings in the last `rows` rows of each window."""
+    channels = weight.shape[1]
+    readings = observed.shape[1]
+    for i in range(k):
+        if age[i] >= rows:
+            weight[i, :] = np.float32(rows)
+            continue
+        weight[i, :] = np.float32(0.0)
+        for at in range(readings - rows * channels, readings, channels):
+            for c in range(channels):
+                weight[i, c] += np.float32(observed[i, at + c])
