@@ -183,10 +183,12 @@ class ConvAutoencoder(nn.Module):
         return reach
 
 
-MODULES: Mapping[str, Callable[..., nn.Module]] = {"dense": DenseAutoencoder, "conv": ConvAutoencoder}
+Autoencoder = DenseAutoencoder | ConvAutoencoder
+
+MODULES: Mapping[str, Callable[..., Autoencoder]] = {"dense": DenseAutoencoder, "conv": ConvAutoencoder}
 
 
-def build_module(member: MemberSpec, channels: int) -> nn.Module:
+def build_module(member: MemberSpec, channels: int) -> Autoencoder:
     """Build the module of a member, with fresh weights: its `kind` names the class, its `params` the sizes.
 
     Raises
@@ -202,6 +204,12 @@ def build_module(member: MemberSpec, channels: int) -> nn.Module:
         return MODULES[member.kind](member.window, channels, **member.params)
     except TypeError as error:
         raise BundleError(f"member {member.kind!r} cannot be built from {dict(member.params)}: {error}") from None
+
+
+def compression_ratio(member: MemberSpec, channels: int) -> float:
+    """Return how many readings of a window share one latent value of a member; no weights are made for it."""
+    with torch.device("meta"):
+        return build_module(member, channels).compression_ratio
 
 
 def default_latent(kind: str, window: int, channels: int, total_stride: int = 4) -> int:
