@@ -19,7 +19,7 @@ from models.residuals import channel_residuals, fit_aggregation
 from models.scaling import fit_scale, scale
 from models.series import Series, longest_runs, thinned, window_ends
 from models.train_spec import TrainSpec, member_specs
-from models.training import LoopSpec, Report
+from models.training import LoopSpec, Report, training_device
 from models.training import train as train_module
 from pipeline.bundle import Bundle, MemberSpec
 from pipeline.errors import ShapeError, TooLittleHistory, TrainingError
@@ -59,8 +59,9 @@ def fit_bundle(
     """Fit every member for every group on normal rows.
 
     An asset may come in several series. One with too little history of its own is scored by the pooled group;
-    `provenance["pooled_only"]` names all that are. What comes out depends on the series and the spec alone, not on their order;
-    the weights of a group of its own do not depend on the other assets at all.
+    `provenance["pooled_only"]` names all that are. What comes out depends on the series and the spec alone, not on
+    their order; the weights of an asset's own group do not depend on other assets at all. `device` is where networks
+    are trained: `cpu`, `cuda` or `auto`.
 
     Returns
     -------
@@ -72,7 +73,9 @@ def fit_bundle(
     TooLittleHistory : all assets together have fewer than `spec.min_windows` normal windows.
     TrainingError : a member's training ended in numbers that are not finite.
     ShapeError : a series that does not have the channels of `spec`.
+    ConfigError : a device that is not there.
     """
+    training_device(device)  # a device that is not there is refused before hours of work, not after
     by_asset = _by_asset(train, spec)
     members = member_specs(spec)
     groups = _groups(by_asset, spec, max(member.window for member in members))

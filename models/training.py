@@ -126,6 +126,7 @@ def train(
     scaled, observed : (N, C), 0.0 where not observed.
     ends : rows that end training windows.
     held_ends : rows that end windows kept out of training, for the plateau schedule and early stopping.
+    device : see `training_device`.
     report : called at every check and after the last step.
 
     Returns
@@ -135,7 +136,7 @@ def train(
     Raises
     ------
     TooLittleHistory : fewer than two windows to train on.
-    ConfigError : early stopping is asked for and nothing is held out.
+    ConfigError : early stopping is asked for and nothing is held out, or a device that is not there.
     TrainingError : not even the first loss was finite.
     """
     if len(ends) < 2:
@@ -143,7 +144,7 @@ def train(
     held = np.empty(0, np.int64) if held_ends is None else thinned(held_ends, _HELD_OUT_WINDOWS)
     if spec.patience and not len(held):
         raise ConfigError("train.patience", spec.patience, "hold a part out (train.hold_out), or use 0")
-    where = torch.device(device)
+    where = training_device(device)
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
         torch.manual_seed(spec.seed)
         run = _Run(build().to(where), _Windows(scaled, observed, window, where), ends, held, spec)
@@ -163,6 +164,23 @@ def train(
         weights_step=weights_step,
     )
     return weights, record
+
+
+def training_device(name: str) -> torch.device:
+    """Return the device of that name; `auto` is the GPU where there is one.
+
+    Raises
+    ------
+    ConfigError : an unknown name, or a GPU that is not there.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError("device", name, "choose 'auto', 'cpu' or 'cuda'")
+    found = torch.cuda.is_available()
+    if name == "cuda" and not found:
+        raise ConfigError(
+            "device", name, "torch sees no GPU here: choose 'cpu', or 'auto' to take one where there is one"
+        )
+    return torch.device("cuda" if found and name != "cpu" else "cpu")
 
 
 def masked_loss(reconstruction: Tensor, target: Tensor, observed: Tensor, spec: LoopSpec) -> Tensor:

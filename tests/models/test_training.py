@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from models.autoencoders import DenseAutoencoder
-from models.training import LoopSpec, corrupt, masked_loss, train
+from models.training import LoopSpec, corrupt, masked_loss, train, training_device
 from pipeline.errors import ConfigError, TooLittleHistory, TrainingError
 
 WINDOW, CHANNELS = 4, 3
@@ -247,3 +247,12 @@ def test_a_hidden_channel_is_told_from_the_others_after_training():
 def test_settings_that_cannot_work_are_refused_by_their_key(field, value):
     with pytest.raises(ConfigError, match=f"train.{field} = "):
         LoopSpec(**{field: value})
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert training_device("auto").type == "cpu"
+    with pytest.raises(ConfigError, match="torch sees no GPU"):
+        training_device("cuda")
+    with pytest.raises(ConfigError, match="'auto', 'cpu' or 'cuda'"):
+        training_device("tpu")
