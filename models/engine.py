@@ -51,7 +51,8 @@ class TorchEngine:
     Parameters
     ----------
     bundle : with the tensors of every group.
-    device : a CPU or CUDA device. On CUDA, TF32 is switched off for the process: thresholds rest on float32.
+    device : a CPU or CUDA device. Reduced precision such as TF32 is switched off for the process: thresholds rest on
+        float32. Bits hold for one number of torch threads: set it before (one, for a worker).
 
     Attributes
     ----------
@@ -65,6 +66,7 @@ class TorchEngine:
     """
 
     def __init__(self, bundle: Bundle, device: torch.device) -> None:
+        _full_precision()
         self._bundle, self._device = bundle, device
         channels, groups = len(bundle.channels), range(len(bundle.groups))
         self._loc = np.stack([np.asarray(bundle.tensor(g, "scaler", "loc"), np.float32) for g in groups])
@@ -166,9 +168,8 @@ class TorchEngine:
                     f"rows of partition {rows.partition} are {rows.x.shape} with {len(slots)} slots, "
                     f"bundle {self.model_id} takes (n, {channels}) with n slots"
                 )
-        empty = Rows.empty(0, channels)
-        parts = [(rows.x, rows.observed, rows.continuity, slots) for rows, slots in batches]
-        parts = parts or [(empty.x, empty.observed, empty.continuity, empty.asset)]
+        some = batches or [(Rows.empty(0, channels), np.empty(0, np.int32))]
+        parts = [(rows.x, rows.observed, rows.continuity, slots) for rows, slots in some]
         dtypes = (np.float32, np.bool_, np.uint8, np.int32)
         columns = [column[0] if len(column) == 1 else np.concatenate(column) for column in zip(*parts, strict=True)]
         # Kernels are compiled for writable arrays; a read-only one is copied rather than compiled for again.
@@ -200,7 +201,8 @@ def open_engine(bundle: Bundle, device: str = "auto") -> Engine:
 
     Parameters
     ----------
-    device : `cpu`, `cuda`, or `auto`: CUDA where this machine has it and the bundle was calibrated on it, else the CPU.
+    device : `cpu`, `cuda`, `cuda:1` (and so on), or `auto`: CUDA where this machine has it and the bundle was
+        calibrated on it, else the CPU.
 
     Raises
     ------
@@ -210,16 +212,24 @@ def open_engine(bundle: Bundle, device: str = "auto") -> Engine:
     if device == "auto":
         calibrated = profile_of("cuda") in bundle.calibrations
         device = "cuda" if calibrated and torch.cuda.is_available() else "cpu"
-    if device not in _CHUNK:
-        raise ConfigError("engine.device", device, "choose 'auto', 'cpu' or 'cuda'")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("engine.device", device, "torch sees no CUDA device here: choose 'auto' or 'cpu'")
+    kind, _, number = device.partition(":")
+    if kind not in _CHUNK or (number and not (kind == "cuda" and number.isdecimal())):
+        raise ConfigError("run.device", device, "choose 'auto', 'cpu', 'cuda' or 'cuda:<number>'")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise ConfigError("run.device", device, f"there are {torch.cuda.device_count()} CUDA devices: choose 'auto'")
     return TorchEngine(bundle, torch.device(device))
 
 
 def profile_of(device_type: str) -> str:
     """Return the name of the serving profile of a kind of device."""
     return f"{device_type}-float32"
+
+
+def _full_precision() -> None:
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
 
 
 def _settle(scorers: Sequence[Sequence[Scorer]]) -> tuple[str, ...]:
@@ -261,6 +271,9 @@ def _nothing(n: int, channels: int) -> _Found:
 
 def _by_group(group: Int32) -> Iterator[tuple[int, Int64]]:
     """Yield each group and its rows, in order. An asset has one group, so the order of its rows is kept."""
+    if len(group) and (group == group[0]).all():
+        yield int(group[0]), np.arange(len(group))
+        return
     order = np.argsort(group, kind="stable")
     ends = np.flatnonzero(np.diff(group[order])) + 1
     for part in np.split(order, ends) if len(order) else []:

@@ -231,12 +231,13 @@ def _flat_layer(layer: nn.Module) -> nn.Module:
     if not isinstance(layer, nn.Conv1d | nn.ConvTranspose1d):
         raise BundleError(f"no engine for a convolutional member with a {type(layer).__name__} layer")
     kernel, stride, padding = layer.kernel_size[0], layer.stride[0], int(layer.padding[0])
-    flat: nn.Conv2d | nn.ConvTranspose2d
-    if isinstance(layer, nn.Conv1d):
-        flat = nn.Conv2d(layer.in_channels, layer.out_channels, (1, kernel), (1, stride), (0, padding))
-    else:
-        more = (0, layer.output_padding[0])
-        flat = nn.ConvTranspose2d(layer.in_channels, layer.out_channels, (1, kernel), (1, stride), (0, padding), more)
+    ends, size = (layer.in_channels, layer.out_channels), ((1, kernel), (1, stride), (0, padding))
+    with torch.device("meta"):  # weights follow
+        flat = (
+            nn.Conv2d(*ends, *size)
+            if isinstance(layer, nn.Conv1d)
+            else nn.ConvTranspose2d(*ends, *size, output_padding=(0, layer.output_padding[0]))
+        )
     assert layer.bias is not None
     assert flat.bias is not None
     flat.weight = nn.Parameter(layer.weight.detach().unsqueeze(2).contiguous(), requires_grad=False)

@@ -153,7 +153,7 @@ class Scorer:
         if observed is not None:
             squared.mul_(observed)
             count = observed.view(-1, self._rows, self._channels).sum(1).clamp_(min=1)
-        into[1] = squared.view(-1, self._rows, self._channels).sum(1).div_(count).sqrt_()
+        torch.sum(squared.view(-1, self._rows, self._channels), 1, out=into[1]).div_(count).sqrt_()
         return into
 
     def _solvers(self, member: PcaMember, patterns: Bool) -> Tensor:

@@ -198,12 +198,10 @@ def test_auto_takes_the_cpu_where_the_bundle_has_no_other_calibration():
     assert engine.rows_kept == 7
 
 
-def test_a_device_that_is_not_there_is_a_configuration_error():
-    with pytest.raises(ConfigError, match="tpu"):
-        open_engine(make_bundle([PCA]), "tpu")
-    if not torch.cuda.is_available():
-        with pytest.raises(ConfigError, match="no CUDA"):
-            open_engine(make_bundle([PCA]), "cuda")
+@pytest.mark.parametrize("device", ["tpu", "cpu:1", "cuda:x", "cuda:99"])
+def test_a_device_that_is_not_there_is_a_configuration_error(device):
+    with pytest.raises(ConfigError, match=device):
+        open_engine(make_bundle([PCA]), device)
 
 
 def test_members_keep_all_their_batch_sizes_on_this_machine():
