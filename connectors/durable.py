@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,20 +14,26 @@ _BLOCK = 1 << 20
 
 
 class GrowingFile:
-    """A file that is appended to, unbuffered: what `append` could not write as a whole is cut off again.
+    """A file that one process appends to, unbuffered: what `append` could not write as a whole is cut off again.
 
     Raises
     ------
-    SinkUnavailable : on opening and appending, when the disk does not take it.
+    SinkUnavailable : on opening and appending, when the disk does not take it; another process has the file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, wait: bool = False) -> None:
+        """Open `path`; `wait` for a process that has it, instead of raising."""
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise SinkUnavailable(f"cannot open {path}: {error.strerror}; make its folder writable") from error
+        try:
+            fcntl.lockf(self._fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError as error:
+            self.close()
+            raise SinkUnavailable(f"{path} is in use by another process: stop it, or use another file") from error
         self.size = os.fstat(self._fd).st_size
 
     def append(self, body: bytes) -> None:

@@ -1,0 +1,110 @@
+"""A journal of Arrow tables: what was appended is on disk; what a crash cut in two is as if it had never been."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pyarrow as pa
+
+from connectors.durable import GrowingFile, sync_folder, write_beside
+from pipeline.errors import SinkUnavailable
+
+_HEAD = struct.Struct("<4sIQq")  # magic, crc of the body, its size, the offset after the push
+_PART = struct.Struct("<16sQ")  # dataset, size of its Arrow stream
+_MAGIC = b"mwj1"
+
+
+class Journal:
+    """Pushes in order; each is tables by dataset, and the offset that follows it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = GrowingFile(path)
+
+    def append(self, tables: Mapping[str, pa.Table], after: int) -> None:
+        """Add a push, and wait until it is on disk.
+
+        Raises
+        ------
+        SinkUnavailable : the disk did not take it; nothing was added.
+        """
+        size = self._file.size
+        try:
+            for part in _frame(tables, after):
+                self._file.append(part)
+            self._file.sync()
+        except SinkUnavailable:
+            self._file.truncate(size)
+            raise
+
+    def read(self) -> Iterator[tuple[dict[str, pa.Table], int]]:
+        """Yield the pushes; the first one that is not whole, and all after it, are cut off."""
+        at = 0
+        while (frame := self._read_frame(at)) is not None:
+            body, after = frame
+            yield _tables(body), after
+            at += _HEAD.size + len(body)
+        self._file.truncate(at)
+
+    def replace(self, tables: Mapping[str, pa.Table], after: int) -> None:
+        """Put one push in the place of all others; without tables the journal is empty.
+
+        Raises
+        ------
+        SinkUnavailable : the disk did not take it; nothing has changed.
+        """
+        if not tables:
+            self._file.truncate(0)
+            return
+        try:
+            write_beside(self._path, b"".join(_frame(tables, after))).replace(self._path)
+            sync_folder(self._path.parent)
+        except OSError as error:
+            raise SinkUnavailable(f"cannot write {self._path}: {error.strerror}; make room on the disk") from error
+        self._file.close()
+        self._file = GrowingFile(self._path)
+
+    def close(self) -> None:
+        """Close the file; remove it if it is empty."""
+        if not self._file.size:
+            self._path.unlink(missing_ok=True)
+        self._file.close()
+
+    def _read_frame(self, at: int) -> tuple[bytes, int] | None:
+        head = self._file.read(at, _HEAD.size)
+        if len(head) < _HEAD.size:
+            return None
+        magic, crc, size, after = _HEAD.unpack(head)
+        if magic != _MAGIC or at + _HEAD.size + size > self._file.size:
+            return None
+        body = self._file.read(at + _HEAD.size, size)
+        return (body, after) if zlib.crc32(body) == crc else None
+
+
+def _frame(tables: Mapping[str, pa.Table], after: int) -> list[bytes]:
+    parts = []
+    for name, table in tables.items():
+        out = pa.BufferOutputStream()
+        with pa.ipc.new_stream(out, table.schema) as stream:
+            stream.write_table(table)
+        buffer = out.getvalue()
+        parts += [_PART.pack(name.encode(), buffer.size), buffer]
+    crc = 0
+    for part in parts:
+        crc = zlib.crc32(part, crc)
+    return [_HEAD.pack(_MAGIC, crc, sum(map(len, parts)), after), *parts]
+
+
+def _tables(body: bytes) -> dict[str, pa.Table]:
+    tables, at = {}, 0
+    view = memoryview(body)
+    while at < len(body):
+        name, size = _PART.unpack_from(body, at)
+        at += _PART.size
+        with pa.ipc.open_stream(view[at : at + size]) as stream:
+            tables[name.rstrip(b"\0").decode()] = stream.read_all()
+        at += size
+    return tables
