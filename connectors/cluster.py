@@ -156,7 +156,7 @@ class Cluster:
         """Return when every node that is meant to run accepts connections and is listed by the cluster."""
         meant = [node for node in self.nodes if node.pid]
         expected = {f"127.0.0.1:{node.port}" for node in meant}
-        admin = connect(KafkaSettings(self.bootstrap), "confluent-kafka")
+        admin = connect(KafkaSettings(self.bootstrap), "confluent")
         deadline = time.monotonic() + self.start_timeout_s
         while time.monotonic() < deadline:
             for node in meant:
@@ -171,7 +171,7 @@ class Cluster:
 
     def create_topics(self, topics: Sequence[NewTopic]) -> list[str]:
         """Create the topics that are not there; return the names of those made."""
-        return connect(KafkaSettings(self.bootstrap), "confluent-kafka").create_topics(topics)
+        return connect(KafkaSettings(self.bootstrap), "confluent").create_topics(topics)
 
     def _format(self, runtime: Runtime) -> None:
         """Write each node's properties and format its folder, once; side by side, as each takes a JVM a second."""

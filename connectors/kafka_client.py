@@ -24,7 +24,7 @@ from connectors.kafka_settings import KafkaSettings
 from pipeline.errors import BrokerUnavailable, ConfigError, PipelineError, StateError
 from pipeline.values import Polled
 
-LIBRARIES: Final = ("kafka-python", "confluent-kafka")
+LIBRARIES: Final = ("kafka-python", "confluent")  # confluent: confluent-kafka
 EXIT_UNAVAILABLE: Final = 75  # what a supervisor reads as: start again
 
 # (topic, partition)
@@ -53,7 +53,7 @@ class Consumer(Protocol):
     """Reads committed records, either of partitions it was told (`assign`) or as a member of its group."""
 
     def assign(self, positions: Mapping[Place, int]) -> None:
-        """Read these partitions, each from that offset on; replaces what was assigned before."""
+        """Read these partitions, each from that offset on, and no others any more."""
         ...
 
     def subscribe(self, topics: Sequence[str]) -> None:
@@ -141,8 +141,8 @@ class Client(Protocol):
 
     settings: KafkaSettings
 
-    def consumer(self, group: str) -> Consumer:
-        """Return a consumer of a group."""
+    def consumer(self, group: str, *, fetch_wait_s: float = 0.1) -> Consumer:
+        """Return a consumer of a group; other questions to a broker wait behind a fetch at the end of a log."""
         ...
 
     def producer(self, transactional_id: str = "", *, timeout_s: float = 15.0, client_id: str = "") -> Producer:
@@ -180,7 +180,7 @@ def connect(settings: KafkaSettings, library: str = "kafka-python") -> Client:
             from connectors.kafka_via_python import KafkaPythonClient
 
         return KafkaPythonClient(settings)
-    if library == "confluent-kafka":
+    if library == "confluent":
         from connectors.kafka_via_confluent import ConfluentClient
 
         return ConfluentClient(settings)

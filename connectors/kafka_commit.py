@@ -107,7 +107,7 @@ class KafkaCommitter:
         self._numbers: dict[Place, int] = {}  # of the last commit
         self._over: PipelineError | None = None  # why this committer takes no more commits
         check_topics(client, alerts_topic, dead_topic, state_topics)
-        self._reader = client.consumer(group)
+        self._reader = client.consumer(group, fetch_wait_s=0.01)
         self._producer = self._open_producer()
 
     def restore(self, topic: str, partition: int) -> Restored | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +17,7 @@ import msgspec
 from connectors.kafka_client import Consumer
 from pipeline.errors import BrokerUnavailable, StateError
 from pipeline.protocols import AssetState
+from pipeline.values import Polled
 
 # Small segments, because the newest is never compacted and a restore reads all of it.
 STATE_TOPIC_SETTINGS: Final = {
@@ -84,20 +86,28 @@ def read_state_partition(reader: Consumer, topic: str, partition: int, timeout_s
     """
     place = (topic, partition)
     deadline = time.monotonic() + timeout_s
+    newest: dict[bytes, bytes] = {}
     end = reader.end_offsets([place], timeout_s)[place]
     reader.assign({place: reader.first_offsets([place], timeout_s)[place]})
-    newest: dict[bytes, bytes | None] = {}
-    while reader.position(topic, partition) < end:
-        if time.monotonic() > deadline:
-            at = reader.position(topic, partition)
-            raise BrokerUnavailable(f"state topic {topic!r}, partition {partition}: read to {at} of {end} only")
-        for polled in reader.poll(10_000, 32 << 20, 0.05):
-            if polled.key is None or None in polled.key:
-                raise StateError(f"state topic {topic!r}, partition {partition} has a record without a key")
-            newest.update(zip(polled.key, polled.value, strict=True))  # type: ignore[arg-type]  # no None: see above
+    try:
+        while (at := reader.position(topic, partition)) < end:
+            if time.monotonic() > deadline:
+                raise BrokerUnavailable(f"state topic {topic!r}, partition {partition}: read to {at} of {end} only")
+            for polled in reader.poll(10_000, 32 << 20, 0.02):
+                newest.update(_records(polled))
+    finally:
+        reader.assign({})  # or it would go on fetching what is written there from now on
     marker = newest.pop(MARKER_KEY, None)
-    assets = [unpack_state(key, value) for key, value in sorted(newest.items()) if value is not None]
+    assets = [unpack_state(key, value) for key, value in sorted(newest.items())]
     return StatePartition(decode_marker(marker, topic, partition) if marker else CommitMarker(0, 0), assets)
+
+
+def _records(polled: Polled) -> Iterator[tuple[bytes, bytes]]:
+    for key, value in zip(polled.key or (), polled.value, strict=True):
+        if key is None or value is None:
+            where = f"state topic {polled.topic!r}, partition {polled.partition}"
+            raise StateError(f"{where}: a record without key or value, which midwatch does not write")
+        yield key, value
 
 
 def encode_marker(marker: CommitMarker) -> bytes:

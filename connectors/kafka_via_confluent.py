@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -66,9 +67,9 @@ class ConfluentClient:
     def __init__(self, settings: KafkaSettings) -> None:
         self.settings = settings
 
-    def consumer(self, group: str) -> ConfluentConsumer:
+    def consumer(self, group: str, *, fetch_wait_s: float = 0.1) -> ConfluentConsumer:
         """Return a consumer of a group."""
-        return ConfluentConsumer(self._words("consumer"), group)
+        return ConfluentConsumer(self._words("consumer"), group, fetch_wait_s)
 
     def producer(
         self, transactional_id: str = "", *, timeout_s: float = 15.0, client_id: str = ""
@@ -147,7 +148,7 @@ class ConfluentClient:
 class ConfluentConsumer:
     """`Consumer` over confluent-kafka."""
 
-    def __init__(self, words: Mapping[str, Any], group: str) -> None:
+    def __init__(self, words: Mapping[str, Any], group: str, fetch_wait_s: float) -> None:
         self._group = group
         self._failed: PipelineError | None = None
         self._next: dict[Place, int] = {}
@@ -166,6 +167,7 @@ class ConfluentConsumer:
                 "heartbeat.interval.ms": 2000,
                 "max.poll.interval.ms": 300_000,
                 "partition.assignment.strategy": "cooperative-sticky",
+                "fetch.wait.max.ms": int(fetch_wait_s * 1000),
                 "max.partition.fetch.bytes": 8 << 20,
                 "queued.max.messages.kbytes": 32 << 10,
                 "fetch.queue.backoff.ms": 10,
@@ -248,9 +250,12 @@ class ConfluentConsumer:
             if failed.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
                 return None
             raise translated(failed.args[0], doing) from failed
+        except UnicodeDecodeError:
+            # It reads past a note that has no zero at its end: only what midwatch itself wrote is sure to have one.
+            raise StateError(f"{doing}: the note beside it was written by another tool, and cannot be read") from None
         if found.error is not None:
             raise translated(found.error, doing)
-        return Committed(found.offset, found.metadata or "") if found.offset >= 0 else None
+        return Committed(found.offset, (found.metadata or "").rstrip("\0")) if found.offset >= 0 else None
 
     def _watermarks(self, place: Place, timeout_s: float) -> tuple[int, int]:
         try:
@@ -337,7 +342,7 @@ class ConfluentProducer:
                     topic, value, key, partition, on_delivery=self._delivered, headers=list(headers) or None
                 )
             except BufferError:
-                self._producer.poll(0.05)
+                self._serve(lambda: self._producer.poll(0.05))
                 if time.monotonic() > deadline:
                     raise BrokerUnavailable(f"sending to topic {topic!r}: the queue stays full") from None
             except KafkaException as failed:
@@ -348,7 +353,7 @@ class ConfluentProducer:
 
     def flush(self) -> None:
         """Return once every record sent was acknowledged."""
-        waiting = self._producer.flush(self._timeout_s)
+        waiting = self._serve(lambda: self._producer.flush(self._timeout_s))
         if self._undelivered is not None:
             raise translated(self._undelivered, f"sending{self._who()}")
         if waiting or self._acknowledged != self._sent:
@@ -377,6 +382,29 @@ class ConfluentProducer:
         with warnings.catch_warnings(), contextlib.suppress(KafkaException):
             warnings.simplefilter("ignore", RuntimeWarning)
             self._producer.close()
+
+    def _serve(self, call: Callable[[], int]) -> int:
+        """Make a call within which librdkafka reports deliveries and fatal errors.
+
+        With deliveries to report, confluent-kafka 2.16 raises a fatal error as a `KafkaError`, which is no exception
+        and passes every `except` that names a class, or as a SystemError.
+        """
+        try:
+            return call()
+        except:  # noqa: E722
+            error: object = sys.exc_info()[1]
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise
+            if isinstance(error, KafkaException):
+                error = error.args[0]
+        doing = f"sending{self._who()}"
+        if isinstance(error, KafkaError):
+            raise translated(error, doing)
+        try:
+            self._producer.begin_transaction()  # does nothing after a fatal error but to name it
+        except KafkaException as failed:
+            raise translated(failed.args[0], doing) from failed
+        raise StateError(f"{doing}: {error}")
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
         if error is None:

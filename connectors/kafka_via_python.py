@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
@@ -14,9 +15,11 @@ from kafka.errors import (
     BrokerResponseError,
     GroupIdNotFoundError,
     KafkaError,
+    KafkaTimeoutError,
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
     ProducerFencedError,
+    SaslAuthenticationFailedError,
     TopicAlreadyExistsError,
 )
 
@@ -44,9 +47,9 @@ class KafkaPythonClient:
     def __init__(self, settings: KafkaSettings) -> None:
         self.settings = settings
 
-    def consumer(self, group: str) -> KafkaPythonConsumer:
+    def consumer(self, group: str, *, fetch_wait_s: float = 0.1) -> KafkaPythonConsumer:
         """Return a consumer of a group."""
-        return KafkaPythonConsumer(self._words("consumer"), group)
+        return KafkaPythonConsumer(self._words("consumer"), group, fetch_wait_s)
 
     def producer(
         self, transactional_id: str = "", *, timeout_s: float = 15.0, client_id: str = ""
@@ -101,21 +104,22 @@ class KafkaPythonClient:
     @contextlib.contextmanager
     def _admin(self, doing: str, timeout_s: float) -> Iterator[Any]:
         words = {**self._words("admin"), "bootstrap_timeout_ms": int(timeout_s * 1000)}
-        with _errors(doing):
+        with _connecting(doing):
             admin = KafkaAdminClient(**words, request_timeout_ms=int(timeout_s * 1000))
-            try:
+        try:
+            with _errors(doing):
                 yield admin
-            finally:
-                admin.close()
+        finally:
+            admin.close()
 
 
 class KafkaPythonConsumer:
     """`Consumer` over kafka-python."""
 
-    def __init__(self, words: Mapping[str, Any], group: str) -> None:
+    def __init__(self, words: Mapping[str, Any], group: str, fetch_wait_s: float) -> None:
         self._group = group
         self._failed: PipelineError | None = None
-        with _errors("connecting a consumer"):
+        with _connecting("connecting a consumer"):
             self._consumer = KafkaConsumer(
                 **words,
                 group_id=group,
@@ -129,6 +133,7 @@ class KafkaPythonConsumer:
                 partition_assignment_strategy=[CooperativeStickyAssignor],
                 # A third more rows a second than with the default of 1 MB.
                 max_partition_fetch_bytes=8 << 20,
+                fetch_max_wait_ms=int(fetch_wait_s * 1000),
                 metrics_enabled=False,
             )
 
@@ -177,7 +182,9 @@ class KafkaPythonConsumer:
                 found = self._consumer.committed(place, metadata=True, timeout_ms=int(timeout_s * 1000))
             except GroupIdNotFoundError:
                 return None
-        return Committed(found.offset, found.metadata or "") if found is not None and found.offset >= 0 else None
+        if found is None or found.offset < 0:
+            return None
+        return Committed(found.offset, (found.metadata or "").rstrip("\0"))
 
     def first_offsets(self, places: Sequence[Place], timeout_s: float) -> dict[Place, int]:
         """Return the oldest offset that is still there."""
@@ -229,7 +236,7 @@ class KafkaPythonProducer:
         self._sent: list[Any] = []
         timeout_ms = int(timeout_s * 1000)
         own = {"transactional_id": transactional_id} if transactional_id else {}
-        with _errors(f"connecting a producer{self._who()}"):
+        with _connecting(f"connecting a producer{self._who()}"):
             self._producer = KafkaProducer(
                 **words,
                 **own,
@@ -285,7 +292,8 @@ class KafkaPythonProducer:
 
     def send_offsets(self, offsets: Mapping[Place, Committed], group: Any) -> None:
         """Make offsets part of the transaction."""
-        noted = {TopicPartition(*p): OffsetAndMetadata(at.offset, at.metadata, -1) for p, at in offsets.items()}
+        # confluent-kafka writes a zero after the note, and reads on into other memory where there is none.
+        noted = {TopicPartition(*p): OffsetAndMetadata(at.offset, f"{at.metadata}\0", -1) for p, at in offsets.items()}
         with self._guarded("send_offsets_to_transaction"):
             self._producer.send_offsets_to_transaction(noted, group)
 
@@ -332,6 +340,37 @@ def _errors(doing: str) -> Iterator[None]:
         yield
     except KafkaError as failed:
         raise translated(failed, doing) from failed
+
+
+class _Reasons(logging.Handler):
+    """Hears why a connection failed: the client tells its log, and the caller only that time is up."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.last = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the reason of a failed attempt."""
+        if "onnection" in (text := record.getMessage()) and "failed: " in text:
+            self.last = text.split("failed: ", 1)[1].split(" (backoff", 1)[0]
+
+
+@contextlib.contextmanager
+def _connecting(doing: str) -> Iterator[None]:
+    reasons, network = _Reasons(), logging.getLogger("kafka.net")
+    network.addHandler(reasons)
+    try:
+        yield
+    except KafkaTimeoutError as failed:
+        if "SaslAuthenticationFailed" in reasons.last:
+            raise translated(SaslAuthenticationFailedError(reasons.last), doing) from failed
+        # After a wrong password brokers hang up so fast that their answer is not always read.
+        hint = "; a wrong user name or password looks like that, too" if "disconnected" in reasons.last else ""
+        raise BrokerUnavailable(f"{doing}: {failed}; the last attempt: {reasons.last or 'no answer'}{hint}") from failed
+    except KafkaError as failed:
+        raise translated(failed, doing) from failed
+    finally:
+        network.removeHandler(reasons)
 
 
 def _size(record: Any) -> int:

@@ -142,6 +142,22 @@ def test_offsets_are_committed_with_the_transaction_or_not_at_all(
     assert consumer.committed(*place, 10) == Committed(3, '{"n":1}')
 
 
+@pytest.mark.parametrize("writer", LIBRARIES)
+def test_the_note_beside_an_offset_is_the_same_whichever_client_wrote_it(
+    writer: str, consumer: Consumer, topics: FeedTopics
+) -> None:
+    note = '{"n":12345,"config":"größe"}'
+    client = topics.client(writer)
+    producer, of_group = client.producer(f"{topics.group}-9"), client.consumer(topics.group)
+    producer.init_transactions()
+    producer.begin()
+    producer.send_offsets({(topics.input, 0): Committed(77, note)}, of_group.group_metadata())
+    producer.commit()
+    producer.close()
+    of_group.close()
+    assert [consumer.committed(topics.input, 0, 10) for _ in range(20)] == [Committed(77, note)] * 20
+
+
 def test_a_newer_producer_of_the_same_id_fences_the_older_one(
     client: Client, producer: Producer, topics: FeedTopics
 ) -> None:

@@ -26,7 +26,7 @@ from connectors.kafka_topics import create_topics
 from pipeline.errors import Unavailable
 from pipeline.values import Alert, DeadLetter, Position, TopChannel
 
-LIBRARIES = ["kafka-python", "confluent-kafka"]
+LIBRARIES = ["kafka-python", "confluent"]
 USER, PASSWORD = "watch", "watch-secret"
 
 
@@ -115,7 +115,7 @@ class FeedTopics:
     def group(self) -> str:
         return f"group-{self.mark}"
 
-    def client(self, library: str = "confluent-kafka") -> Client:
+    def client(self, library: str = "confluent") -> Client:
         return connect(KafkaSettings(self.bootstrap), library)
 
     def create(self, partitions: int = 2) -> FeedTopics:
@@ -141,7 +141,7 @@ class FeedTopics:
     def read(self, topic: str, timeout_s: float = 10.0) -> list[tuple[bytes | None, bytes | None]]:
         """Return the committed records of a topic, all partitions, as (key, value)."""
         client = self.client()
-        consumer = client.consumer(f"reader-{self.mark}")
+        consumer = client.consumer(f"reader-{self.mark}", fetch_wait_s=0.01)
         places = [(topic, p) for p in range(client.topics()[topic])]
         ends = consumer.end_offsets(places, timeout_s)
         consumer.assign(dict.fromkeys(places, 0))
@@ -152,7 +152,7 @@ class FeedTopics:
 
 
 def _read_on(consumer: Any, found: list[tuple[bytes | None, bytes | None]], ends: dict[Any, int]) -> bool:
-    for polled in consumer.poll(10_000, 1 << 25, 0.05):
+    for polled in consumer.poll(10_000, 1 << 25, 0.02):
         found += zip(polled.key or (), polled.value, strict=True)
     return all(consumer.position(*place) >= end for place, end in ends.items())
 

@@ -1,0 +1,323 @@
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import confluent_kafka
+import pytest
+from kafka_fixture import LIBRARIES, Broker, FeedTopics, a_dead_letter, an_alert
+
+from connectors.alert_json import cloud_event_headers, decode_alert
+from connectors.kafka_client import Committed, NewTopic
+from connectors.kafka_commit import KafkaCommitter
+from connectors.kafka_state import MARKER_KEY, CommitMarker, encode_marker
+from connectors.kafka_topics import create_topics
+from pipeline.errors import ConfigError, StateError
+from pipeline.protocols import AssetState, Batch, Committer, Restored
+
+pytestmark = pytest.mark.kafka
+
+Open = Callable[..., KafkaCommitter]
+
+
+@pytest.fixture(params=LIBRARIES)
+def library(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def opened(feed: FeedTopics, library: str) -> Iterator[Open]:
+    """Open committers of the feed; closed at the end of the test."""
+    held: list[KafkaCommitter] = []
+
+    def one(**options: Any) -> KafkaCommitter:
+        held.append(feed.committer(options.pop("library", library), **options))
+        return held[-1]
+
+    yield one
+    for committer in held:
+        committer.close()
+
+
+def states(*assets: str, mark: str = "") -> list[AssetState]:
+    return [AssetState(a, f"columns {a} {mark}".encode(), f"window {a} {mark}".encode()) for a in assets]
+
+
+def test_a_partition_that_was_never_committed_has_nothing_to_restore(feed: FeedTopics, opened: Open) -> None:
+    committer: Committer = opened()
+    assert committer.restore(feed.input, 0) is None
+
+
+@pytest.mark.parametrize("reader", LIBRARIES)
+def test_what_was_committed_is_restored_by_either_client(reader: str, feed: FeedTopics, opened: Open) -> None:
+    here, there = (feed.input, 0), (feed.input, 1)
+    first = opened()
+    first.restore(*here)
+    first.commit(Batch({here: 10}, states={here: states("b", "a", "#commit", "größe")}))
+    first.commit(Batch({here: 20, there: 7}, states={here: states("a", mark="newer"), there: states("z")}))
+    first.commit(Batch({here: 21}))
+    second = opened(library=reader)
+    expected = sorted([*states("b", "#commit", "größe"), *states("a", mark="newer")], key=lambda s: s.asset)
+    restored = second.restore(*here)
+    assert restored is not None
+    assert restored.position == 21
+    assert sorted(restored.assets, key=lambda s: s.asset) == expected
+    assert second.restore(*there) == Restored(7, states("z"))
+
+
+def test_alerts_and_dead_letters_are_records_that_strangers_can_read(feed: FeedTopics, opened: Open) -> None:
+    alerts = [an_alert(0), an_alert(1, "pump-7", "resolved"), an_alert(0, "fan-1")]
+    dead = a_dead_letter(b"\xff{broken\x00")
+    opened().commit(Batch({(feed.input, 0): 1}, alerts, [dead]))
+    found = sorted(decode_alert(value or b"").seq for key, value in feed.read(feed.alerts) if key == b"pump-7")
+    assert found == [0, 1]
+    reader = confluent_kafka.Consumer({"bootstrap.servers": feed.bootstrap, "group.id": "stranger"})
+    reader.assign([confluent_kafka.TopicPartition(feed.dead, 0, 0)])
+    letter = reader.poll(10)
+    assert letter is not None
+    assert letter.value() == dead.value
+    assert dict(letter.headers() or ()) == {
+        "midwatch_reason": b"not_json",
+        "midwatch_detail": b"the message is not JSON: fix the sender",
+        "midwatch_topic": b"in",
+        "midwatch_partition": b"1",
+        "midwatch_offset": b"17",
+        "midwatch_row": b"-1",
+    }
+    reader.assign([confluent_kafka.TopicPartition(feed.alerts, p, 0) for p in range(4)])
+    record = next(m for m in iter(lambda: reader.poll(10), None) if m.key() == b"fan-1")
+    reader.close()
+    assert record.headers() == cloud_event_headers(alerts[2])
+
+
+@pytest.mark.skipif(shutil.which("kcat") is None, reason="kcat is not installed")
+def test_kcat_reads_an_alert_back(feed: FeedTopics, opened: Open) -> None:
+    opened().commit(Batch({(feed.input, 0): 1}, [an_alert()]))
+    command = ["kcat", "-b", feed.bootstrap, "-t", feed.alerts, "-C", "-e", "-q", "-f", "%k|%h|%s\n"]
+    key, headers, body = (
+        subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip().split("|", 2)
+    )
+    assert key == "pump-7"
+    assert "ce_id=a1b2c3:0" in headers
+    assert "ce_type=io.midwatch.alert.open" in headers
+    assert decode_alert(body.encode()) == an_alert()
+
+
+@pytest.mark.parametrize("step", ["after_produce", "after_send_offsets", "after_commit"])
+def test_a_process_that_dies_in_a_commit_leaves_all_of_it_or_nothing(
+    step: str, library: str, feed: FeedTopics, opened: Open
+) -> None:
+    place = (feed.input, 0)
+    before = opened()
+    before.commit(Batch({place: 100}, [an_alert(seq=0)], states={place: states("pump-7")}))
+    worker = start_worker(feed, library, step)
+    finish(worker)
+    assert worker.returncode == 9
+    restored = opened().restore(*place)  # fences the dead worker off, and ends its transaction
+    seqs = [decode_alert(value or b"").seq for _, value in feed.read(feed.alerts)]
+    if step == "after_commit":
+        dead = [AssetState("pump-7", b"columns of the dead", b"window of the dead")]
+        assert (restored, seqs) == (Restored(200, dead), [0, 1])
+    else:
+        assert (restored, seqs) == (Restored(100, states("pump-7")), [0])
+
+
+def test_a_broker_that_stops_answering_ends_the_process_and_the_next_goes_on_from_the_last_commit(
+    library: str, feed: FeedTopics, opened: Open, broker: Broker
+) -> None:
+    place = (feed.input, 0)
+    opened().commit(Batch({place: 100}, states={place: states("pump-7")}))
+    worker = start_worker(feed, library, "", timeout_s=1.5)
+    broker.cluster.pause(1)
+    try:
+        finish(worker)
+    finally:
+        broker.cluster.resume(1)
+    assert worker.returncode == 75
+    assert opened().restore(*place) == Restored(100, states("pump-7"))
+    assert feed.read(feed.alerts) == []
+
+
+def start_worker(feed: FeedTopics, library: str, step: str, timeout_s: float = 10.0) -> subprocess.Popen[str]:
+    """Start commit_and_die.py; returns once it has opened its committer."""
+    script = str(Path(__file__).with_name("commit_and_die.py"))
+    path = os.pathsep.join(p for p in sys.path if p)
+    worker = subprocess.Popen(
+        [sys.executable, script, feed.bootstrap, feed.mark, library, step, str(timeout_s)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert worker.stdout is not None
+    assert worker.stdout.readline() == "open\n"
+    return worker
+
+
+def finish(worker: subprocess.Popen[str]) -> None:
+    """Let the worker commit, and wait for its end."""
+    worker.communicate("go\n", timeout=30)
+
+
+def test_a_second_process_of_the_same_slot_fences_the_first_off(feed: FeedTopics, opened: Open) -> None:
+    place = (feed.input, 0)
+    first = opened()
+    first.commit(Batch({place: 10}, [an_alert(0)], states={place: states("a")}))
+    second = opened()
+    who = rf"group '{feed.group}', slot 0, host {re.escape(socket.gethostname())}, pid {os.getpid()}"
+    with pytest.raises(StateError, match=rf"newer process.*{who}"):
+        first.commit(Batch({place: 20}, [an_alert(1)], states={place: states("a", mark="late")}))
+    for again in (lambda: first.commit(Batch({place: 20})), lambda: first.restore(*place)):
+        with pytest.raises(StateError, match="newer process"):
+            again()
+    assert second.restore(*place) == Restored(10, states("a"))
+    second.commit(Batch({place: 30}, [an_alert(1)]))
+    assert len(feed.read(feed.alerts)) == 2
+
+
+def test_slots_do_not_fence_one_another(feed: FeedTopics, opened: Open) -> None:
+    one, other = opened(slot=0), opened(slot=1)
+    one.commit(Batch({(feed.input, 0): 5}, states={(feed.input, 0): states("a")}))
+    other.commit(Batch({(feed.input, 1): 6}, states={(feed.input, 1): states("b")}))
+    one.commit(Batch({(feed.input, 0): 7}))
+    assert one.restore(feed.input, 0) == Restored(7, states("a"))
+    assert other.restore(feed.input, 1) == Restored(6, states("b"))
+
+
+def test_a_state_that_does_not_fit_a_record_is_refused_by_name_and_nothing_is_lost(
+    feed: FeedTopics, opened: Open
+) -> None:
+    place = (feed.input, 0)
+    committer = opened(max_record_bytes=2000)
+    with pytest.raises(StateError, match=r"'whale' takes 3\d\d\d bytes, more than 2000"):
+        committer.commit(Batch({place: 9}, [an_alert()], states={place: [AssetState("whale", b"x" * 3000, b"")]}))
+    assert feed.read(feed.alerts) == []
+    committer.commit(Batch({place: 9}, states={place: states("minnow")}))
+    assert committer.restore(*place) == Restored(9, states("minnow"))
+
+
+def test_a_dead_letter_too_long_for_a_record_is_cut_and_says_so(feed: FeedTopics, opened: Open) -> None:
+    opened(max_record_bytes=1000).commit(Batch({(feed.input, 0): 1}, dead=[a_dead_letter(bytes(range(256)) * 20)]))
+    reader = confluent_kafka.Consumer({"bootstrap.servers": feed.bootstrap, "group.id": "stranger"})
+    reader.assign([confluent_kafka.TopicPartition(feed.dead, 0, 0)])
+    letter = reader.poll(10)
+    reader.close()
+    assert letter is not None
+    value = letter.value() or b""
+    assert 300 < len(value) < 1000
+    assert (bytes(range(256)) * 20).startswith(value)
+    assert dict(letter.headers() or ())["midwatch_cut_from"] == b"5120"
+
+
+def test_a_missing_topic_is_named_with_the_command_that_creates_it(broker: Broker, library: str) -> None:
+    feed = FeedTopics(broker.bootstrap)
+    with pytest.raises(ConfigError, match=rf"'{feed.alerts}': no such topic.*--create --topic {feed.alerts} "):
+        feed.committer(library)
+    feed.client(library).create_topics([NewTopic(feed.alerts, 1), NewTopic(feed.dead, 1), NewTopic(feed.input, 3)])
+    with pytest.raises(ConfigError, match=rf"--topic {feed.state} --partitions 3 --config cleanup.policy=compact"):
+        feed.committer(library)
+
+
+def test_the_topics_a_commit_needs_are_created_once(broker: Broker, library: str) -> None:
+    feed = FeedTopics(broker.bootstrap)
+    client = feed.client(library)
+    with pytest.raises(ConfigError, match=rf"'{feed.input}': no such topic"):
+        create_topics(client, **feed.topics())
+    client.create_topics([NewTopic(feed.input, 3)])
+    assert set(create_topics(client, **feed.topics())) == {feed.alerts, feed.dead, feed.state}
+    assert create_topics(client, **feed.topics()) == []
+    assert client.topics()[feed.state] == 3
+    assert client.topic_settings(feed.state)["cleanup.policy"] == "compact"
+
+
+def test_a_state_topic_that_is_not_compacted_or_too_small_is_refused(broker: Broker, library: str) -> None:
+    for settings, count, message in (
+        ({}, 2, "cleanup.policy is 'delete'"),
+        ({"cleanup.policy": "compact"}, 1, "fewer"),
+    ):
+        feed = FeedTopics(broker.bootstrap)
+        named = [NewTopic(feed.alerts, 1), NewTopic(feed.dead, 1), NewTopic(feed.input, 2)]
+        feed.client(library).create_topics([*named, NewTopic(feed.state, count, settings)])
+        with pytest.raises(ConfigError, match=message):
+            feed.committer(library)
+
+
+def test_offsets_that_somebody_else_committed_are_not_taken_for_ours(feed: FeedTopics, opened: Open) -> None:
+    place = (feed.input, 0)
+    opened().commit(Batch({place: 10}, states={place: states("a")}))
+    meddle(feed, {place: Committed(3)})
+    with pytest.raises(StateError, match=r"offset 3 of group .* was not committed by midwatch"):
+        opened().restore(*place)
+
+
+def test_state_that_is_newer_than_the_offsets_stops_the_feed(feed: FeedTopics, opened: Open) -> None:
+    place = (feed.input, 0)
+    committer = opened()
+    committer.commit(Batch({place: 10}, states={place: states("a")}))
+    committer.commit(Batch({place: 20}))
+    meddle(feed, {place: Committed(10, '{"n":1,"config":""}')})
+    with pytest.raises(StateError, match=r"offset 10 of commit 1, but its state is of commit 2 at offset 20"):
+        opened().restore(*place)
+
+
+def test_state_that_is_older_than_the_offsets_is_waited_for_and_then_an_error(feed: FeedTopics, opened: Open) -> None:
+    place = (feed.input, 0)
+    opened().commit(Batch({place: 10}, states={place: states("a")}))
+    meddle(feed, {place: Committed(20, '{"n":2,"config":""}')})
+    began = time.monotonic()
+    with pytest.raises(StateError, match=r"has commit 1 as its newest, the offsets of group .* have 2"):
+        opened(restore_timeout_s=2.0).restore(*place)
+    assert time.monotonic() - began >= 2.0
+
+
+def test_state_whose_marker_comes_late_is_restored_once_it_is_there(feed: FeedTopics, opened: Open) -> None:
+    place = (feed.input, 0)
+    opened().commit(Batch({place: 10}, states={place: states("a")}))
+    meddle(feed, {place: Committed(20, '{"n":2,"config":""}')})
+    late = feed.client().producer()
+    late.send(feed.state, encode_marker(CommitMarker(2, 20)), MARKER_KEY, partition=0)
+    committer = opened()
+    late.flush()
+    late.close()
+    assert committer.restore(*place) == Restored(20, states("a"))
+
+
+def test_offsets_that_are_gone_while_the_state_is_there_stop_the_feed(feed: FeedTopics, opened: Open) -> None:
+    place = (feed.input, 0)
+    opened().commit(Batch({place: 10}, states={place: states("a")}))
+    admin = confluent_kafka.admin.AdminClient({"bootstrap.servers": feed.bootstrap})
+    admin.delete_consumer_groups([feed.group])[feed.group].result(10)
+    with pytest.raises(StateError, match=r"no committed offset, but its state is of commit 1 at offset 10"):
+        opened().restore(*place)
+
+
+def meddle(feed: FeedTopics, offsets: dict[tuple[str, int], Committed]) -> None:
+    """Commit offsets as some other tool would."""
+    listed = [confluent_kafka.TopicPartition(t, p, at.offset, at.metadata) for (t, p), at in offsets.items()]
+    other = confluent_kafka.Consumer({"bootstrap.servers": feed.bootstrap, "group.id": feed.group})
+    other.commit(offsets=listed, asynchronous=False)
+    other.close()
+
+
+def test_state_without_a_position_and_input_without_a_state_topic_are_refused(feed: FeedTopics, opened: Open) -> None:
+    committer = opened()
+    with pytest.raises(StateError, match="without its position"):
+        committer.commit(Batch({}, states={(feed.input, 0): states("a")}))
+    with pytest.raises(StateError, match="no state topic for input topic 'elsewhere'"):
+        committer.commit(Batch({("elsewhere", 0): 1}))
+
+
+def test_alerts_without_a_position_and_empty_batches_can_be_committed(feed: FeedTopics, opened: Open) -> None:
+    committer = opened()
+    committer.commit(Batch({}))
+    committer.commit(Batch({}, [an_alert()]))
+    assert [key for key, _ in feed.read(feed.alerts)] == [b"pump-7"]
+    assert committer.restore(feed.input, 0) is None

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import confluent_kafka.admin
+import pytest
+from confluent_kafka import TopicPartition
+from kafka_fixture import LIBRARIES, Broker, FeedTopics, until
+
+from connectors.kafka_client import NewTopic
+from connectors.kafka_source import KafkaSource
+from pipeline.errors import ConfigError, StateError
+from pipeline.protocols import Source
+from pipeline.values import Polled
+
+pytestmark = pytest.mark.kafka
+
+Open = Callable[..., KafkaSource]
+
+
+@pytest.fixture(params=LIBRARIES)
+def opened(request: pytest.FixtureRequest, feed: FeedTopics) -> Iterator[Open]:
+    held: list[KafkaSource] = []
+
+    def one(**options: Any) -> KafkaSource:
+        topics = options.pop("topics", [feed.input])
+        held.append(KafkaSource(feed.client(request.param), topics, feed.group, **options))
+        return held[-1]
+
+    yield one
+    for source in held:
+        source.close()
+
+
+def bodies(source: Source, count: int) -> list[bytes | None]:
+    found: list[Polled] = []
+    until(lambda: bool(found.extend(source.poll(1000, 0.1))) or sum(map(len, found)) >= count)
+    return [value for polled in found for value in polled.value]
+
+
+def some(count: int, mark: str = "m") -> list[bytes]:
+    return [f"{mark}{i}".encode() for i in range(count)]
+
+
+def test_a_source_reads_all_partitions_from_the_earliest_message_on(feed: FeedTopics, opened: Open) -> None:
+    feed.feed(some(5), 0)
+    feed.feed(some(5, "n"), 1)
+    source: Source = opened()
+    assert source.partitions() == [(feed.input, 0), (feed.input, 1)]
+    assert sorted(bodies(source, 10)) == sorted(some(5) + some(5, "n"))  # type: ignore[type-var]
+    assert not source.ended()
+
+
+def test_slots_share_the_partitions_by_their_number(feed: FeedTopics, opened: Open) -> None:
+    wide = f"wide-{feed.mark}"
+    feed.client().create_topics([NewTopic(wide, 5)])
+    shares = [opened(topics=[wide], slot=i, slots=2).partitions() for i in range(2)]
+    assert shares == [[(wide, 0), (wide, 2), (wide, 4)], [(wide, 1), (wide, 3)]]
+
+
+def test_a_slot_reads_its_own_partitions_only(feed: FeedTopics, opened: Open) -> None:
+    feed.feed(some(5), 0)
+    feed.feed(some(5, "n"), 1)
+    source = opened(slot=1, slots=2)
+    assert bodies(source, 5) == some(5, "n")
+    assert source.poll(100, 0.2) == []
+    with pytest.raises(StateError, match="not read by this slot"):
+        source.seek(feed.input, 0, 0)
+
+
+def test_a_source_goes_on_where_it_was_sought_to_before_or_after_its_first_poll(feed: FeedTopics, opened: Open) -> None:
+    feed.feed(some(8), 0)
+    source = opened()
+    source.seek(feed.input, 0, 6)
+    assert bodies(source, 2) == some(8)[6:]
+    source.seek(feed.input, 0, 3)
+    assert bodies(source, 5) == some(8)[3:]
+
+
+def test_from_the_latest_only_new_messages_are_read(feed: FeedTopics, opened: Open) -> None:
+    feed.feed(some(3, "old"), 0)
+    source = opened(start="latest")
+    assert source.poll(100, 0.2) == []
+    feed.feed(some(2, "new"), 0)
+    assert bodies(source, 2) == some(2, "new")
+
+
+def test_the_lag_is_what_is_still_to_be_read(feed: FeedTopics, opened: Open) -> None:
+    feed.feed(some(4), 1)
+    source = opened()
+    assert source.lag() == {(feed.input, 0): 0, (feed.input, 1): 4}
+    bodies(source, 4)
+    assert source.lag() == {(feed.input, 0): 0, (feed.input, 1): 0}
+
+
+def test_an_offset_that_has_aged_out_is_an_error_that_says_what_is_left(feed: FeedTopics, opened: Open) -> None:
+    feed.feed(some(10), 0)
+    age_out(feed, 6)
+    source = opened()
+    message = rf"topic '{feed.input}', partition 0: offset 2 has aged out, the earliest available is 6; the 4 messages"
+    with pytest.raises(StateError, match=message):
+        source.seek(feed.input, 0, 2)
+    with pytest.raises(StateError, match="offset 11 is past the end, 10"):
+        source.seek(feed.input, 0, 11)
+    assert bodies(source, 4) == some(10)[6:]
+
+
+def test_messages_that_age_out_under_a_slow_reader_are_an_error_not_a_gap(feed: FeedTopics, opened: Open) -> None:
+    feed.feed(some(10), 0)
+    source = opened()
+    source.seek(feed.input, 0, 2)
+    age_out(feed, 6)
+    with pytest.raises(StateError, match="offset 2 has aged out, the earliest available is 6"):
+        bodies(source, 99)
+
+
+def age_out(feed: FeedTopics, first: int) -> None:
+    """Let partition 0 start at `first`, as retention would."""
+    admin = confluent_kafka.admin.AdminClient({"bootstrap.servers": feed.bootstrap})
+    place = TopicPartition(feed.input, 0, first)
+    admin.delete_records([place])[place].result(10)
+
+
+def test_partitions_that_are_added_stop_the_feed(
+    feed: FeedTopics, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("connectors.kafka_source._CHECK_S", 0.0)
+    source = opened()
+    source.poll(1, 0.0)
+    admin = confluent_kafka.admin.AdminClient({"bootstrap.servers": feed.bootstrap})
+    admin.create_partitions([confluent_kafka.admin.NewPartitions(feed.input, 3)])[feed.input].result(10)
+    with pytest.raises(StateError, match="has 3 partitions now, and had 2"):
+        until(lambda: bool(source.poll(1, 0.05)))
+
+
+def test_a_source_that_cannot_be_opened_says_which_setting_is_wrong(opened: Open, broker: Broker) -> None:
+    for options, key in (
+        ({"topics": ["no-such-topic"]}, "topic"),
+        ({"slot": 2, "slots": 2}, "slot"),
+        ({"slot": 2, "slots": 3}, "slot"),
+        ({"start": "yesterday"}, "kafka.start"),
+    ):
+        with pytest.raises(ConfigError) as refused:
+            opened(**options)
+        assert refused.value.key == key
