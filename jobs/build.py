@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from jobs.config import specs
+from jobs.settings import config_id
 from models.registry import Registry
 from pipeline.chain import Chain
 from pipeline.errors import ConfigError
+from pipeline.mapping import FieldMapping
 from pipeline.protocols import Committer, History, Sink, Source
 
 if TYPE_CHECKING:
     from jobs.console import Console
     from jobs.settings import Settings
     from pipeline.bundle import Bundle
-    from pipeline.mapping import FieldMapping
     from pipeline.protocols import Engine
 
 
@@ -61,14 +61,63 @@ def chain_of(settings: Settings, mapping: FieldMapping) -> Chain:
     return Chain(specs.chain_spec(settings, mapping.format))
 
 
-def kafka_source(settings: Settings) -> Source:
-    """Return this slot's partitions of the input topic."""
+class Feed(NamedTuple):
+    """Where readings come from, how they are read, and where what they lead to is committed."""
+
+    source: Source
+    committer: Committer
+    mapping: FieldMapping
+
+
+def open_feed(settings: Settings, console: Console) -> Feed:
+    """Open the ends of the watch: a file and a folder, or Kafka topics."""
+    if settings.source.type == "kafka":
+        return _kafka_feed(settings)
+    from connectors.file_commit import FileCommitter
+
+    source, mapping = file_source(settings)
+    told = lambda name, error: console.warn(f"{name} does not take alerts for now, they are kept: {error}")  # noqa: E731
+    return Feed(source, FileCommitter(Path(settings.run.state), file_sinks(settings, console), on_unsent=told), mapping)
+
+
+def file_source(settings: Settings, path: Path | None = None) -> tuple[Source, FieldMapping]:
+    """Return a file as a source, and the mapping for the messages it hands over.
+
+    Raises
+    ------
+    ConfigError : no file is named, or nothing is there.
+    """
+    from connectors.file_source import FileSource, message_format
+
+    s = settings.source
+    if path is None and not s.path:
+        raise ConfigError("source.path", "", 'name the file to watch, or set source.type = "kafka"')
+    where, kind = path or Path(s.path), "" if s.format == "auto" else s.format
+    mapping = specs.field_mapping(settings, message_format(where, kind))
+    speed = 0.0 if s.speed == "max" else s.speed
+    whole = path is not None
+    source = FileSource(where, mapping, file_format=kind, speed=0.0 if whole else speed, follow=s.follow and not whole)
+    return source, mapping
+
+
+def _kafka_feed(settings: Settings) -> Feed:
     from connectors.kafka_client import connect
+    from connectors.kafka_commit import KafkaCommitter
     from connectors.kafka_source import KafkaSource
 
     k = settings.kafka
     client = connect(specs.kafka_settings(settings), k.client)
-    return KafkaSource(client, [k.topic], k.group, slot=k.slot, slots=k.slots)
+    source = KafkaSource(client, [k.topic], k.group, slot=k.slot, slots=k.slots)
+    committer = KafkaCommitter(
+        client,
+        group=k.group,
+        slot=k.slot,
+        alerts_topic=k.alerts_topic,
+        dead_topic=k.dead_topic,
+        state_topics={k.topic: k.state_topic},
+        config_id=config_id(settings),
+    )
+    return Feed(source, committer, specs.field_mapping(settings))
 
 
 def history_of(settings: Settings) -> History | None:
@@ -93,7 +142,3 @@ def file_sinks(settings: Settings, console: Console) -> dict[str, Sink]:
         dead = Path(settings.sinks.dead) if settings.sinks.dead else None
         sinks["ndjson"] = NdjsonSink(Path(settings.sinks.alerts), dead)
     return sinks
-
-
-Told = Callable[[str], None]
-_ = Committer

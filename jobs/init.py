@@ -127,7 +127,7 @@ def _toml(guess: Guess, source: str, sample: Path | None) -> str:
     channels = ",\n  ".join(json.dumps(c) for c in guess.channels)
     asset = f"asset = {json.dumps(guess.asset)}" if guess.asset else 'asset = ""\nasset_value = "asset-1"'
     path = json.dumps(str(sample)) if sample is not None and source == "file" else '""'
-    return f"""# What is watched, and how. `midwatch config show` prints every option; `midwatch config schema` describes them.
+    return f"""# What is watched, and how. `midwatch config show` prints every option, `config schema` describes them.
 
 [feed]
 name = "feed"

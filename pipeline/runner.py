@@ -30,6 +30,7 @@ class Runner:
     ----------
     max_rows : about how many messages one turn takes.
     commit_interval_s : how long a poll may gather; the latency of an alert on a quiet feed.
+    keep_state : False where a run that ends is never gone on with: nothing is saved.
     observe : called after every commit, with what was done.
     """
 
@@ -42,6 +43,7 @@ class Runner:
         *,
         max_rows: int = 8192,
         commit_interval_s: float = 0.2,
+        keep_state: bool = True,
         observe: Callable[[Step], None] | None = None,
     ) -> None:
         self.chain = chain
@@ -50,6 +52,7 @@ class Runner:
         self._history = history
         self._max_rows = max_rows
         self._interval_s = commit_interval_s
+        self._keep_state = keep_state
         self._observe = observe
 
     def restore(self) -> None:
@@ -69,7 +72,8 @@ class Runner:
         if self._history is not None:
             self._keep(self._history, polled, output)
         positions = {(p.topic, p.partition): p.position for p in polled}
-        self._committer.commit(Batch(positions, output.alerts, output.dead, self.chain.take_states()))
+        states = self.chain.take_states() if self._keep_state else {}
+        self._committer.commit(Batch(positions, output.alerts, output.dead, states))
         done = Step(polled, output, positions)
         if self._observe is not None:
             self._observe(done)

@@ -1,0 +1,134 @@
+"""`midwatch run`: watch a feed until it ends or is told to stop. Follows the champion without losing a row."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from jobs import build
+from pipeline.chain import Chain
+from pipeline.errors import BundleError
+from pipeline.runner import Runner, Step
+
+if TYPE_CHECKING:
+    from jobs.console import Console
+    from jobs.settings import Settings
+
+_LOOK_S = 1.0  # how often the champion's pointer is looked at
+_TELL_S = 10.0
+
+
+def run(settings: Settings, console: Console, told: Callable[[Step], None] | None = None) -> Counter[str]:
+    """Watch until the source ends or SIGTERM or SIGINT comes; what was taken is committed first.
+
+    Without a champion the watch collects history, tells data-quality faults, and says when there is enough to train.
+    Returns the counts of everything it did.
+    """
+    feed = build.open_feed(settings, console)
+    chain = build.chain_of(settings, feed.mapping)
+    history = build.history_of(settings)
+    watch = _Watch(settings, chain, console, told)
+    watch.follow_champion()
+    runner = Runner(
+        chain,
+        feed.source,
+        feed.committer,
+        history,
+        max_rows=settings.run.max_rows,
+        commit_interval_s=settings.run.commit_interval_s,
+        observe=watch.after,
+    )
+    try:
+        with _until_signal() as stopped:
+            runner.run(lambda: stopped() or watch.between())
+    finally:
+        feed.source.close()
+        feed.committer.close()
+        if history is not None:
+            history.close()
+    watch.tell()
+    return watch.counts
+
+
+class _Watch:
+    """What goes on beside the loop: the champion is followed, counts are kept and told."""
+
+    def __init__(self, settings: Settings, chain: Chain, console: Console, told: Callable[[Step], None] | None) -> None:
+        self.counts: Counter[str] = Counter()
+        self._settings, self._chain, self._console, self._told = settings, chain, console, told
+        self._refused = ""
+        self._looked = self._said = time.monotonic()
+        self._enough = False
+
+    def after(self, step: Step) -> None:
+        """Count what a step did."""
+        self.counts.update(step.output.counts)
+        self.counts["alerts"] += sum(a.state == "open" for a in step.output.alerts)
+        if self._told is not None:
+            self._told(step)
+
+    def between(self) -> bool:
+        """Do between two steps what is due; never asks to stop."""
+        now = time.monotonic()
+        if now - self._looked >= _LOOK_S:
+            self._looked = now
+            self.follow_champion()
+        if now - self._said >= _TELL_S:
+            self._said = now
+            self.tell()
+        return False
+
+    def follow_champion(self) -> None:
+        """Serve the champion if it is another than the one that serves. One that does not fit is told once."""
+        wanted = build.registry(self._settings).champion()
+        if wanted is None:
+            self._collecting()
+            return
+        if wanted in (self._chain.model_id, self._refused):
+            return
+        try:
+            bundle = build.require_champion(self._settings, wanted)
+            self._chain.serve(bundle, build.engine_of(bundle, self._settings))
+            self._console.say(f"model {wanted} serves")
+        except BundleError as error:
+            self._refused = wanted
+            kept = f"{self._chain.model_id} goes on" if self._chain.model_id else "nothing is scored"
+            self._console.warn(f"model {wanted} is refused, {kept}: {error}")
+
+    def tell(self) -> None:
+        """Say what was done so far."""
+        c = self.counts
+        self._console.say(
+            f"{c['rows']} rows, {c['scored']} scored, {c['alerts']} alerts, {c['late']} late, {c['dead']} dead letters"
+        )
+
+    def _collecting(self) -> None:
+        need = self._settings.train.min_rows
+        if self.counts["rows"] >= need and not self._enough:
+            self._enough = True
+            self._console.say(f"{self.counts['rows']} rows are in the history: enough for `midwatch train`")
+        elif not self.counts:
+            self._console.say(f"no champion yet: collecting history until `midwatch train` has {need} rows")
+
+
+class _until_signal:  # noqa: N801 - a context manager that reads as a clause
+    """Yields a function that says whether SIGTERM or SIGINT has come. A second one ends the process at once."""
+
+    def __enter__(self) -> Callable[[], bool]:
+        self._stopped = False
+        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+        return lambda: self._stopped
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if self._stopped:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self._stopped = True
