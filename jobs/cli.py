@@ -106,18 +106,16 @@ def score(
 @command(app)
 def replay(
     call: Call,
-    since_ns: Annotated[int | None, time_option("--from")] = None,
-    until_ns: Annotated[int | None, time_option("--to")] = None,
-    bundle: _Bundle = None,
+    path: Annotated[Path, typer.Argument(exists=True, metavar="FILE", help="A file of readings, or a folder of them.")],
+    speed: Annotated[float | None, typer.Option(help="Times real time; without it as fast as it goes.")] = None,
     device: _Device = None,
     exit_code: _ExitCode = False,
 ) -> None:
-    """Run the history through the live code again."""
-    from jobs.replay import replay as replay_history
+    """Watch files as if their readings came now, with history and state."""
+    from jobs.replay import replay as replay_files
 
     settings = call.settings({"run.device": device})
-    found = replay_history(settings=settings, since_ns=since_ns, until_ns=until_ns, bundle=bundle, console=call.console)
-    _exit_if_found(found, exit_code)
+    _exit_if_found(replay_files(settings=settings, path=path, speed=speed, console=call.console), exit_code)
 
 
 @command(app)

@@ -19,6 +19,7 @@ _Kinds = Annotated[tuple[Literal["pca", "dense", "conv"], ...], BeforeValidator(
 class Train(Section):
     """What is fitted, on which rows, and where the threshold comes from. A change waits for the next training."""
 
+    min_rows: int = option(2000, "rows", "with fewer normal rows than this nothing is trained", ge=1)
     days: float = option(28.0, "days", "how far back training looks", gt=0)
     guard_s: Seconds = option(600.0, "s", "rows this close to an alert are not normal either")
     dismissed_share: float = option(0.05, "share", "most of the rows that dismissed alerts may give back", ge=0, le=1)

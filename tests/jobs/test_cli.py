@@ -131,7 +131,7 @@ def test_a_defect_shows_where_it_is(monkeypatch, verb):
 
 
 def test_wrong_usage_is_told_on_standard_error(midwatch):
-    for arguments in (["--wrong"], ["rnu"], ["score"], ["score", "gone.csv"], ["replay", "--from", "soon"]):
+    for arguments in (["--wrong"], ["rnu"], ["score"], ["score", "gone.csv"], ["nightly", "--as-of", "soon"]):
         code, out, err = midwatch(*arguments)
         assert (code, out) == (2, ""), arguments
         assert "Error" in err
@@ -176,14 +176,21 @@ def test_output_options_reach_the_console(midwatch, verb):
     [
         ("run --slot 0", "run", "run", {}),
         ("score data.csv --model m1", "score", "score", {"path": Path("data.csv"), "out": None, "bundle": "m1"}),
-        (
-            "replay --from 1970-01-02 --to 1970-01-02T00:00:01.000001+01:00",
-            "replay",
-            "replay",
-            {"since_ns": 86_400_000_000_000, "until_ns": 82_801_000_001_000, "bundle": None},
-        ),
+        ("replay data.csv --speed 60", "replay", "replay", {"path": Path("data.csv"), "speed": 60.0}),
         ("train data.csv --no-promote", "train", "train", {"files": (Path("data.csv"),), "promote": False}),
         ("nightly --recalibrate-only", "nightly", "nightly", {"recalibrate_only": True, "as_of_ns": None}),
+        (
+            "nightly --as-of 1970-01-02T00:00:01.000001+01:00",
+            "nightly",
+            "nightly",
+            {"recalibrate_only": False, "as_of_ns": 82_801_000_001_000},
+        ),
+        (
+            "alerts list --since 1970-01-02",
+            "alerts",
+            "list_alerts",
+            {"since_ns": 86_400_000_000_000, "asset": None, "state": None, "limit": 50},
+        ),
         ("doctor", "doctor", "doctor", {}),
         ("models list", "promote", "list_bundles", {}),
         ("models show m1", "promote", "show_bundle", {"bundle": "m1"}),
@@ -220,7 +227,7 @@ def test_a_command_calls_its_module(midwatch, verb, arguments, module, function,
     assert calls[0] == given
 
 
-@pytest.mark.parametrize("arguments", ["score data.csv", "replay", "alerts list"])
+@pytest.mark.parametrize("arguments", ["score data.csv", "replay data.csv", "alerts list"])
 def test_alerts_found_are_an_exit_code_only_where_asked_for(midwatch, verb, arguments):
     Path("data.csv").write_text("ts,a\n")
     for found, flag, code in ((2, ["--exit-code"], 3), (0, ["--exit-code"], 0), (2, [], 0)):
