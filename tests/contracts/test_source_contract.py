@@ -1,12 +1,17 @@
 """What every Source does. To add one: a builder that fills it and says what is in it, and a line in `SOURCES`."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from connectors.file_source import FileSource
 from connectors.memory import Fault, MemorySource, messages
+from pipeline.mapping import FieldMapping
 from pipeline.protocols import Source
 
 
@@ -38,7 +43,51 @@ def memory(tmp_path: Path) -> SourceCase:
     return SourceCase(open_source, logs)
 
 
-SOURCES = [memory]
+ARROW = FieldMapping(channels=("x",), format="arrow")
+
+
+def arrow_rows(value: bytes) -> list[object]:
+    try:
+        return [row["x"] for row in pa.ipc.open_stream(value).read_all().to_pylist()]
+    except (pa.ArrowInvalid, OSError):
+        return [value]
+
+
+def csv_file(tmp_path: Path) -> SourceCase:
+    lines = [f"{i},a,{i}" for i in range(12)]
+    lines[5] = "no row"
+    path = tmp_path / "rows.csv"
+    path.write_text("\n".join(["ts,asset,x", *lines, ""]))
+    rows = [b"no row" if i == 5 else float(i) for i in range(12)]
+    return SourceCase(
+        lambda: FileSource(path, ARROW, name="a", sleep=lambda _: None), {("file:a", 0): rows}, arrow_rows
+    )
+
+
+def parquet_folder(tmp_path: Path) -> SourceCase:
+    for name, first in (("a", 0), ("b", 5)):
+        numbers = np.arange(first, first + 5)
+        table = pa.table({"ts": numbers, "asset": ["p"] * 5, "x": numbers.astype(np.float32)})
+        pq.write_table(table, tmp_path / f"{name}.parquet", row_group_size=3)
+    return SourceCase(
+        lambda: FileSource(tmp_path, ARROW, name="a"), {("file:a", 0): [float(i) for i in range(10)]}, arrow_rows
+    )
+
+
+def ndjson_file(tmp_path: Path) -> SourceCase:
+    lines = [b'{"ts":%d,"asset":"p","x":1}' % i for i in range(20)]
+    path = tmp_path / "rows.ndjson"
+    path.write_bytes(b"\n".join(lines))
+    return SourceCase(lambda: FileSource(path, FieldMapping(channels=("x",)), name="a"), {("file:a", 0): lines})
+
+
+def ndjson_at_a_pace(tmp_path: Path) -> SourceCase:
+    case = ndjson_file(tmp_path)
+    mapping = FieldMapping(channels=("x",), time_unit="s")
+    return replace(case, open=lambda: FileSource(tmp_path / "rows.ndjson", mapping, name="a", speed=10_000.0))
+
+
+SOURCES = [memory, csv_file, parquet_folder, ndjson_file, ndjson_at_a_pace]
 
 
 @pytest.fixture(params=SOURCES, ids=lambda build: build.__name__)
