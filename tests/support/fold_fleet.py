@@ -85,7 +85,7 @@ def chain(kind, **options):
 
 @functools.cache
 def lines(rows=160):
-    """JSON messages of all assets in time order, with a process fault, a stuck sensor, a lost one, gaps and poison."""
+    """(asset, second, JSON message) of all assets, with a process fault, a stuck sensor, a lost one, gaps and poison."""
     out = []
     values = {asset: readings(asset, rows, seed=2) for asset in ASSETS}
     values["p0"][60:80, 1] += 3  # head no longer follows from flow
@@ -97,8 +97,8 @@ def lines(rows=160):
             x = {c: round(float(v), 4) for c, v in zip(CHANNELS, values[asset][t], strict=True)}
             if asset == "p2" and 120 <= t < 135:
                 del x["heat"]
-            ts = START_S + t + (70 if asset == "p1" and t >= 140 else 0)  # long enough to retire
-            out.append((asset, t, json.dumps({"asset": asset, "ts": ts, **x}).encode()))
+            at = t + (70 if asset == "p1" and t >= 140 else 0)  # long enough to retire
+            out.append((asset, at, json.dumps({"asset": asset, "ts": START_S + at, **x}).encode()))
         if t == 50:
             out.append(("p0", t, b'{"asset": "p0", "ts": '))
     return out
