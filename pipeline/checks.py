@@ -1,0 +1,77 @@
+"""The stateless quality checks: a reading is judged by itself, before alignment, whatever format it came in."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from pipeline.mapping import MAX_TS_NS
+from pipeline.values import Bool, Float32, Int64, Quality, UInt8
+
+_OK = int(Quality.OK)
+_ABSENT = int(Quality.ABSENT)
+_NON_FINITE = int(Quality.NON_FINITE)
+_OUT_OF_RANGE = int(Quality.OUT_OF_RANGE)
+
+
+def check_readings(
+    x: Float32, given: Bool, low: tuple[float, ...] = (), high: tuple[float, ...] = ()
+) -> tuple[Float32, Bool, UInt8]:
+    """Judge readings: absent, not finite, out of range, or good.
+
+    Parameters
+    ----------
+    x : (n, C) float32, input units; anything where `given` is False.
+    given : (n, C) bool, the message had a value here.
+    low, high : C limits each, inclusive, or () for none. They are compared in float32, like the readings: 0.1 is
+        not above a limit of 0.1.
+
+    Returns
+    -------
+    x, observed, quality : (n, C) each, new arrays. x is 0.0 where not observed, and a negative zero is 0.0, so that
+        equal readings have equal bits.
+    """
+    with np.errstate(over="ignore"):
+        lowest = np.asarray(low or (-np.inf,) * x.shape[1]).astype(np.float32)
+        highest = np.asarray(high or (np.inf,) * x.shape[1]).astype(np.float32)
+    return _check(x, given, lowest, highest)  # type: ignore[no-any-return]
+
+
+def latest_ts_ns(log_ts_ns: Int64, max_ahead_ns: int | None) -> Int64:
+    """Return the latest event time that each message may carry, given when the log took it.
+
+    Parameters
+    ----------
+    log_ts_ns : (n,) int64, 0 where the log has no time.
+    max_ahead_ns : how far ahead of the log a row may be; None for any.
+
+    Returns
+    -------
+    (n,) int64, the end of the time range where there is nothing to compare with.
+    """
+    if max_ahead_ns is None:
+        return np.full(len(log_ts_ns), MAX_TS_NS, np.int64)
+    ahead = np.clip(log_ts_ns, -MAX_TS_NS, MAX_TS_NS) + min(max_ahead_ns, MAX_TS_NS - 1)
+    return np.where(log_ts_ns == 0, MAX_TS_NS, np.minimum(ahead, MAX_TS_NS))
+
+
+@njit(nogil=True, cache=True)
+def _check(x: Float32, given: Bool, low: Float32, high: Float32) -> tuple[Float32, Bool, UInt8]:
+    checked = np.zeros_like(x)
+    observed = np.zeros(x.shape, np.bool_)
+    quality = np.empty(x.shape, np.uint8)
+    zero = np.float32(0.0)
+    for i in range(x.shape[0]):
+        for c in range(x.shape[1]):
+            value = x[i, c]
+            if not given[i, c]:
+                quality[i, c] = _ABSENT
+            elif not np.isfinite(value):
+                quality[i, c] = _NON_FINITE
+            elif value < low[c] or value > high[c]:
+                quality[i, c] = _OUT_OF_RANGE
+            else:
+                quality[i, c] = _OK
+                observed[i, c] = True
+                checked[i, c] = value + zero  # -0.0 + 0.0 is 0.0
+    return checked, observed, quality
