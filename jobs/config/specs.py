@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from pipeline.mapping import FieldMapping
 
 _AUTO_PERIODS = 10  # what `auto` means for a gap, in periods
-_LEARNED = -1  # stuck_frames of a channel whose limit the bundle knows
 
 
 def period_ns(settings: Settings) -> int:
@@ -92,11 +91,11 @@ def align_spec(settings: Settings) -> AlignSpec:
 
 
 def gate_spec(settings: Settings) -> GateSpec:
-    """Return what each channel may do. A channel whose stuck limit is learned has -1: the bundle that serves has it."""
+    """Return what each channel may do; a channel whose stuck limit is learned has none until a bundle serves."""
     from pipeline.gate import GateSpec
 
     g, known = settings.gate, channels(settings)
-    stuck = _LEARNED if g.stuck == "auto" else 0 if g.stuck == "off" else g.stuck
+    stuck = g.stuck if isinstance(g.stuck, int) else 0
     missing = _AUTO_PERIODS
     if g.missing_after_s != "auto":
         missing = 0 if g.missing_after_s == "off" else max(1, round(g.missing_after_s / settings.feed.period_s))
@@ -105,6 +104,11 @@ def gate_spec(settings: Settings) -> GateSpec:
         max_step=tuple(math.inf if c.max_step is None else c.max_step for c in known),
         missing_frames=missing,
     )
+
+
+def learned_stuck(settings: Settings) -> tuple[bool, ...]:
+    """Return the channels whose stuck limit is taken from the bundle that serves."""
+    return tuple(settings.gate.stuck == "auto" and c.stuck_frames is None for c in channels(settings))
 
 
 def smoother_spec(settings: Settings) -> SmootherSpec:
@@ -147,6 +151,7 @@ def chain_spec(settings: Settings, message_format: Literal["json", "arrow"] | No
         gate=gate_spec(settings),
         smoother=smoother_spec(settings),
         alert=alert_spec(settings),
+        learned_stuck=learned_stuck(settings),
         max_assets=settings.feed.max_assets,
     )
 

@@ -98,13 +98,20 @@ def test_stated_times_are_taken():
     )
 
 
-@pytest.mark.parametrize(("stuck", "expected"), [("auto", -1), ("off", 0), (12, 12)])
+@pytest.mark.parametrize(("stuck", "expected"), [("auto", 0), ("off", 0), (12, 12)])
 def test_a_channels_own_stuck_limit_wins_over_the_gates(stuck, expected):
     spec = specs.gate_spec(
         settings(feed__channels=["a", {"name": "b", "stuck_frames": 7, "max_step": 0.5}], gate__stuck=stuck)
     )
     assert spec.stuck_frames == (expected, 7)
     assert spec.max_step == (math.inf, 0.5)
+
+
+def test_only_channels_without_a_limit_of_their_own_learn_one():
+    channels = ["a", {"name": "b", "stuck_frames": 7}]
+    assert specs.learned_stuck(settings(feed__channels=channels)) == (True, False)
+    assert specs.learned_stuck(settings(feed__channels=channels, gate__stuck="off")) == (False, False)
+    assert specs.learned_stuck(settings(feed__channels=channels, gate__stuck=12)) == (False, False)
 
 
 @pytest.mark.parametrize(("after", "frames"), [("auto", 10), ("off", 0), (5.0, 10), (0.1, 1)])
