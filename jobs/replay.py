@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def replay(settings: Settings, path: Path, speed: float | None, console: Console) -> int:
     """Replay one file or folder to its end; return how many alerts opened. Going on after a stop loses nothing."""
-    paced = {"type": "file", "path": str(path), "follow": False, **({} if speed is None else {"speed": speed})}
+    paced = {"type": "file", "path": str(path), "follow": False, "speed": speed or "max"}
     source = settings.source.model_copy(update=paced)
     counts = run(settings=settings.model_copy(update={"source": source}), console=console)
     console.record({name: counts[name] for name in ("rows", "scored", "alerts", "late", "dead")})
