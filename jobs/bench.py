@@ -45,8 +45,7 @@ def bench(names: tuple[str, ...], out: Path | None, device: str, console: Consol
         return
     console.rows([{k: _short(v) for k, v in r.items()} for r in results], _COLUMNS)
     for result in results:
-        for more in result["more"]:
-            console.rows([{"what": k, "figure": _short(v)} for k, v in more.items()], ("what", "figure"))
+        console.rows([{k: _short(v) for k, v in m.items()} for m in result["more"]], ("name", "value"))
 
 
 def _short(value: object) -> object:

@@ -58,9 +58,5 @@ def ratio(name: str, yardstick: str, ratios: np.ndarray, better: Literal["higher
         float(ratios.min()),
         float(ratios.max()),
         better,
-        [{k: _plain(v)} for k, v in more.items()],
+        [{"name": k, "value": float(v)} for k, v in more.items()],
     )
-
-
-def _plain(value: Any) -> Any:
-    return float(value) if isinstance(value, np.floating) else value
