@@ -17,6 +17,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from models.cholesky import solve_positive
 from pipeline.errors import BundleError
 from pipeline.values import Bool, Float32, Float64
 
@@ -141,45 +142,41 @@ def _mahalanobis(residual: Float32, weight: Float32, location: Float64, precisio
 def _fill_expected(d: Float64, weight: Float32, precision: Float64) -> None:
     """Put in what the observed deviations let expect of the others: the distance is then that of the marginal.
 
-    Minimises d' P d over the unobserved h, P_hh d_h = -P_ho d_o, by Cholesky.
+    Minimises d' P d over the hidden ones: P_hh d_h = -P_ho d_o.
     """
     hidden = np.flatnonzero(weight == 0)
-    k = len(hidden)
-    low = np.zeros((k, k), np.float64)
-    y = np.empty(k, np.float64)
-    for a in range(k):
-        y[a] = 0.0
+    h = len(hidden)
+    inner = np.empty((h, h), np.float64)
+    pull = np.zeros(h, np.float64)
+    for p in range(h):
         for c in range(len(d)):
-            y[a] -= precision[hidden[a], c] * d[c]
-        for b in range(a + 1):
-            total = precision[hidden[a], hidden[b]]
-            for j in range(b):
-                total -= low[a, j] * low[b, j]
-            low[a, b] = np.sqrt(total) if a == b else total / low[b, b]
-    for a in range(k):
-        for j in range(a):
-            y[a] -= low[a, j] * y[j]
-        y[a] /= low[a, a]
-    for a in range(k - 1, -1, -1):
-        for j in range(a + 1, k):
-            y[a] -= low[j, a] * y[j]
-        y[a] /= low[a, a]
-    for a in range(k):
-        d[hidden[a]] = y[a]
+            pull[p] -= precision[hidden[p], c] * d[c]
+        for q in range(p, h):
+            inner[p, q] = precision[hidden[p], hidden[q]]
+    solve_positive(inner, pull)
+    for p in range(h):
+        d[hidden[p]] = pull[p]
 
 
 @njit(nogil=True, cache=True)
 def _add_shares(residual: Float32, weight: Float32, observed: Bool, part: float, shares: Float32) -> None:
+    channels = residual.shape[1]
+    square = np.empty(channels, np.float64)
     for i in range(residual.shape[0]):
         total, seen = 0.0, 0
-        for c in range(residual.shape[1]):
+        for c in range(channels):
+            square[c] = 0.0
             if observed[i, c]:
-                total += np.float64(weight[i, c]) * np.float64(residual[i, c]) * np.float64(residual[i, c])
+                square[c] = np.float64(weight[i, c]) * np.float64(residual[i, c]) * np.float64(residual[i, c])
                 seen += 1
-        for c in range(residual.shape[1]):
-            if observed[i, c]:
-                square = np.float64(weight[i, c]) * np.float64(residual[i, c]) * np.float64(residual[i, c])
-                shares[i, c] += np.float32(part * square / total if total > 0 else part / seen)
+            total += square[c]
+        if total > 0:
+            factor = part / total
+            for c in range(channels):
+                shares[i, c] += np.float32(factor * square[c])
+        else:
+            for c in range(channels):
+                shares[i, c] += np.float32(part / seen if observed[i, c] else 0.0)
 
 
 _KERNELS: Mapping[str, Callable[..., None]] = {"mse": _mse, "ztop": _ztop, "mahalanobis": _mahalanobis}

@@ -242,7 +242,7 @@ def _settle(scorers: Sequence[Sequence[Scorer]]) -> tuple[str, ...]:
                 twin = known.setdefault((m, scorer.signature), scorer)
                 if twin is scorer:
                     scorer.settle()
-                scorer.shapes, scorer.holed_shapes = twin.shapes, twin.holed_shapes
+                scorer.shapes = twin.shapes
                 fallen += [f"g{g}.m{m}"] if scorer.fell_back else []
     return tuple(fallen)
 

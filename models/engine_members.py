@@ -5,11 +5,6 @@ their code by shape and alignment, and with both fixed a row has the same bits w
 whatever stands beside it. `models.engine_scorer` checks that on the actual weights.
 
 Legend: B windows of one batch, w rows of the member's window, C channels, D = w * C readings, k components.
-
-References
-----------
-Tipping & Bishop, "Probabilistic principal component analysis", J. R. Stat. Soc. B 61 (1999): the masked projection is
-the posterior mean of the components given what was observed (section 3.3 and Eq. 9, restricted to observed readings).
 """
 
 from __future__ import annotations
@@ -22,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from models.autoencoders import ConvAutoencoder, DenseAutoencoder, build_module
+from models.engine_gaps import reconstruct_holed
 from models.engine_rings import padded
 from pipeline.bundle import Bundle
 from pipeline.errors import BundleError
@@ -29,8 +25,6 @@ from pipeline.errors import BundleError
 # Batch sizes by device: a single row must not pay for hundreds, and a large batch is cut so that it stays in the cache.
 _SHAPES: Mapping[str, tuple[int, ...]] = {"cpu": (8, 16, 32, 64, 128, 256), "cuda": (256, 4096)}
 _CONV_SHAPES: Mapping[str, tuple[int, ...]] = {"cpu": (8, 16, 32, 64), "cuda": (256, 4096)}  # wide activations
-_HOLED_SHAPES: Mapping[str, tuple[int, ...]] = {"cpu": (8, 32), "cuda": (64, 512)}
-_PATTERNS: Mapping[str, int] = {"cpu": 1, "cuda": 64}
 
 
 class Member(Protocol):
@@ -46,58 +40,38 @@ class Member(Protocol):
 class PcaMember:
     """Projection on principal components, and back.
 
-    Windows with gaps are projected on the loadings of the observed readings, as in `models.pca.scores`, in float64:
-    where little is observed the equations are close to singular.
-
     Parameters
     ----------
     mean : (D,) float32
     components : (k, D) float32, orthonormal rows.
     ridge : (k,) float64, noise / variance of each component.
     last : readings to reconstruct, counted from the end: C for the last row only, D for all.
-
-    Attributes
-    ----------
-    holed_shapes, patterns : the batch sizes that `expect_holed` and `solver` take.
     """
 
     def __init__(self, mean: Tensor, components: Tensor, ridge: Tensor, last: int) -> None:
-        device = mean.device
+        device, readings = mean.device, len(mean)
         self.shapes = _SHAPES[device.type]
-        self.holed_shapes, self.patterns = _HOLED_SHAPES[device.type], _PATTERNS[device.type]
         self._last = last
-        # Components are filled up with zeros to whole vectors: k by k matrices of a batch are then aligned, too.
-        k, readings = components.shape
-        self._components = torch.zeros(padded(k), readings, device=device)
-        self._components[:k] = components
-        self._offset = -(self._components @ mean)
-        self._center = mean[readings - last :].contiguous()
-        self._decoder = self._components[:, readings - last :].contiguous()
-        self._latent = _rows(self.shapes[-1], padded(k), device)
+        self._components = components
+        self._offset = -(components @ mean)
+        self._center = mean[readings - last :].clone()
+        self._decoder = components[:, readings - last :].contiguous()
+        self._latent = _rows(self.shapes[-1], len(components), device)
         self._out = _rows(self.shapes[-1], last, device)
-        self._mean64, self._components64 = mean.double(), self._components.double()
-        self._ridge64 = torch.ones(padded(k), dtype=torch.float64, device=device)
-        self._ridge64[:k] = ridge
-        self._centred64 = _rows(self.holed_shapes[-1], readings, device).double()
+        self._exact = [tensor.double().cpu().numpy() for tensor in (mean, components, ridge)]
 
     def expect(self, x: Tensor) -> Tensor:
         """Project fully observed windows, and back: x -> V'(V(x - mean)) + mean."""
-        latent = torch.addmm(self._offset, x, self._components.t(), out=self._latent[: len(x)])
+        latent = self._latent[: len(x), : len(self._offset)]
+        torch.addmm(self._offset, x, self._components.t(), out=latent)
         return torch.addmm(self._center, latent, self._decoder, out=self._out[: len(x), : self._last])
 
-    def solver(self, observed: Tensor) -> Tensor:
-        """Return the inverses of V diag(observed) V' + diag(ridge), (B, K, K) float64; K: k in whole vectors."""
-        loadings = self._components64 * observed.unsqueeze(1)
-        gram = torch.matmul(loadings, self._components64.t()) + torch.diag(self._ridge64)
-        return torch.cholesky_inverse(torch.linalg.cholesky(gram))
-
-    def expect_holed(self, x: Tensor, observed: Tensor, solver: Tensor) -> Tensor:
-        """Reconstruct windows with gaps from the posterior mean of their components."""
-        centred = self._centred64[: len(x), : x.shape[1]]
-        torch.sub(x, self._mean64, out=centred).mul_(observed)
-        found = torch.matmul(centred, self._components64.t())
-        latent = torch.matmul(found.unsqueeze(1), solver).squeeze(1)
-        return torch.addmm(self._center.double(), latent, self._decoder.double()).float()
+    def expect_holed(self, x: Tensor, observed: Tensor) -> Tensor:
+        """Reconstruct windows with gaps, (B, D), from their observed readings, (B, D) bool; on the host."""
+        rows = (np.ascontiguousarray(tensor.cpu().numpy()) for tensor in (x, observed))
+        out = np.empty((len(x), self._last), np.float32)
+        reconstruct_holed(*rows, *self._exact, self._last, out)
+        return torch.from_numpy(out).to(x.device)
 
 
 class DenseMember:
@@ -168,7 +142,7 @@ def build_member(bundle: Bundle, group: int, index: int, device: torch.device) -
     last = channels if spec.error == "last" else spec.window * channels
     prefix = f"g{group}.m{index}."
     tensors = {
-        name.removeprefix(prefix): torch.from_numpy(np.array(value)).to(device)
+        name.removeprefix(prefix): torch.tensor(value, device=device)  # a copy that torch aligned
         for name, value in bundle.tensors.items()
         if name.startswith(prefix)
     }

@@ -47,7 +47,7 @@ class Chunk(NamedTuple):
     """Windows on their way to the members; reused, so only the first k rows of the last `take` mean anything."""
 
     x: Float32  # (B, P), scaled, oldest row first, 0 where not observed and beyond R * C
-    observed: Bool  # (B, R * C)
+    observed: Bool  # (B, R * C), written only where age < R: elsewhere all is observed
     ends: Int64  # (B,), the row each window ends with
     age: Int32  # (B,), rows since the newest one with an unobserved reading, at most R
 
@@ -271,8 +271,6 @@ def _take(
             chunk.age[k] = head.age
             if head.age < rows:
                 _unroll(slots.seen[s], oldest, chunk.observed[k])
-            else:
-                chunk.observed[k] = True
             k += 1
             if k == len(chunk.ends):
                 return j + 1, k

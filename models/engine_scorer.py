@@ -36,7 +36,7 @@ class Scorer:
     ----------
     expected : (size, C) float32, the last rows as the member expects them, scaled.
     residual, weight : (size, C) float32, as in `models.aggregation`. The first k rows are those of the last chunk.
-    shapes, holed_shapes : batch sizes in use, for windows without and with gaps.
+    shapes : batch sizes in use.
     signature : equal for scorers that run the same code on arrays of the same shapes.
     """
 
@@ -58,9 +58,7 @@ class Scorer:
             sorted((n[len(mine) :], t.shape) for n, t in bundle.tensors.items() if n.startswith(mine))
         )
         self.shapes = self._member.shapes
-        self.holed_shapes = self._member.holed_shapes if isinstance(self._member, PcaMember) else self.shapes
-        self._hoped = (self.shapes, self.holed_shapes)
-        self._holed_room = torch.zeros(self.holed_shapes[-1], padded(self._readings), device=device)
+        self._holed_room = torch.zeros(self.shapes[-1], padded(self._readings), device=device)
         self._results = torch.zeros(2, size, channels, device=device)
         self._host = self._results if device.type == "cpu" else torch.zeros(2, size, channels, pin_memory=True)
         self.expected: Float32 = self._host[0].numpy()
@@ -90,16 +88,15 @@ class Scorer:
     @property
     def fell_back(self) -> bool:
         """Whether batch sizes are fewer than the member could take, because its bits depended on them."""
-        return (self.shapes, self.holed_shapes) != self._hoped
+        return self.shapes != self._member.shapes
 
     def settle(self) -> None:
-        """Settle on batch sizes that keep a row's bits."""
+        """Settle on batch sizes that keep a row's bits, with gaps and without."""
         generator = np.random.default_rng(_SEED)
-        most = max(self.shapes[-1], self.holed_shapes[-1])
-        tried = generator.standard_normal((most, self._readings), np.float32)
-        seen = generator.random((most, self._readings)) < _TRY_OBSERVED
+        tried = generator.standard_normal((self.shapes[-1], self._readings), np.float32)
+        seen = generator.random(tried.shape) < _TRY_OBSERVED
         # Where a window starts within its row decides how it is aligned: it must start here as it does in a chunk.
-        room = torch.zeros(most, padded(self._first + self._readings), device=self._device)
+        room = torch.zeros(len(tried), padded(self._first + self._readings), device=self._device)
         windows = room[:, self._first : self._first + self._readings]
 
         def plain(pick: Int64) -> Tensor:
@@ -111,11 +108,10 @@ class Scorer:
             self._score_holed(windows, seen[pick], np.arange(len(pick)))
             return self._results[:, : len(pick)].clone()
 
-        self.shapes = next(s for s in fallbacks(self.shapes) if s == (1,) or keeps_bits(plain, s))
-        for shapes in fallbacks(self.holed_shapes):
-            self.holed_shapes = shapes
-            if shapes == (1,) or keeps_bits(holed, shapes):
-                break
+        for shapes in fallbacks(self.shapes):
+            self.shapes = shapes
+            if shapes == (1,) or all(keeps_bits(run, shapes) for run in (plain, holed)):
+                return
 
     def _plain(self, x: Tensor, into: Tensor) -> Tensor:
         """Score windows without gaps, (B, D), into (2, B, C): expected last rows and residuals."""
@@ -123,21 +119,14 @@ class Scorer:
 
     def _score_holed(self, windows: Tensor, observed: Bool, holed: Int64) -> None:
         """Score the windows at `holed`, each by its own `observed` (len(holed), D)."""
-        member = self._member
-        solvers, which = None, np.zeros(len(holed), np.int64)
-        if isinstance(member, PcaMember):
-            patterns, which = _patterns(observed)
-            solvers = self._solvers(member, observed[patterns])
-        for at, shape in cuts(len(holed), self.holed_shapes):
+        for at, shape in cuts(len(holed), self.shapes):
             pick = np.minimum(np.arange(at, at + shape), len(holed) - 1)  # the last one fills the batch up
             x = self._holed_room[:shape, : self._readings]
             x.copy_(windows[self._sent(holed[pick])])
             seen = self._sent(observed[pick])
-            if isinstance(member, PcaMember) and solvers is not None:
-                reconstruction = member.expect_holed(x, seen, solvers[self._sent(which[pick])])
-            else:
-                reconstruction = member.expect(x)
-            results = self._compare(reconstruction, x, seen, torch.empty_like(self._results[:, :shape]))
+            member = self._member
+            back = member.expect_holed(x, seen) if isinstance(member, PcaMember) else member.expect(x)
+            results = self._compare(back, x, seen, torch.empty_like(self._results[:, :shape]))
             real = min(shape, len(holed) - at)
             self._results[:, self._sent(holed[pick[:real]])] = results[:, :real]
 
@@ -155,13 +144,6 @@ class Scorer:
             count = observed.view(-1, self._rows, self._channels).sum(1).clamp_(min=1)
         torch.sum(squared.view(-1, self._rows, self._channels), 1, out=into[1]).div_(count).sqrt_()
         return into
-
-    def _solvers(self, member: PcaMember, patterns: Bool) -> Tensor:
-        found = []
-        for at in range(0, len(patterns), member.patterns):
-            pick = np.minimum(np.arange(at, at + member.patterns), len(patterns) - 1)
-            found.append(member.solver(self._sent(patterns[pick])))
-        return torch.cat(found)
 
     def _sent(self, array: Float32 | Bool | Int64) -> Tensor:
         return torch.from_numpy(array).to(self._device)
@@ -194,14 +176,6 @@ def keeps_bits(run: Callable[[Int64], Tensor], shapes: tuple[int, ...]) -> bool:
     rows = [np.arange(shape) for shape in shapes]
     orders = [order for r in rows for order in (r, np.roll(r, 1), np.roll(r, 3), np.roll(r[::-1], len(r) // 2))]
     return all(torch.equal(run(order), reference[:, torch.from_numpy(order)]) for order in orders)
-
-
-def _patterns(observed: Bool) -> tuple[Int64, Int64]:
-    """Return (first index of each distinct row, which of them each row is)."""
-    packed = np.packbits(observed, axis=1)
-    rows = packed.view(np.dtype((np.void, packed.shape[1]))).reshape(-1)
-    _, first, which = np.unique(rows, return_index=True, return_inverse=True)
-    return first, which
 
 
 @njit(nogil=True, cache=True)

@@ -3,8 +3,14 @@ import pytest
 import torch
 from naive_engine import NaiveEngine, make_bundle, make_rows
 
+from models.aggregation import aggregate, combine
 from models.engine import TorchEngine, open_engine
 from models.engine_scorer import Scorer
+from models.fitting import fit_bundle
+from models.residuals import channel_residuals
+from models.scaling import scale
+from models.series import Series
+from models.train_spec import TrainSpec
 from pipeline.bundle import MemberSpec
 from pipeline.errors import BundleError, ConfigError, ShapeError, StateError, Unavailable
 from pipeline.values import Continuity, Status
@@ -206,6 +212,35 @@ def test_a_device_that_is_not_there_is_a_configuration_error(device):
 
 def test_members_keep_all_their_batch_sizes_on_this_machine():
     assert TorchEngine(make_bundle(ENSEMBLES["three with other windows"]), torch.device("cpu")).fallbacks == ()
+
+
+@pytest.mark.parametrize(("error", "aggregation"), [("last", "mahalanobis"), ("window", "ztop"), ("last", "mse")])
+def test_a_fitted_bundle_is_scored_with_the_residuals_it_was_fitted_on(error, aggregation):
+    rows = make_rows(400, 5, assets=1, seed=7, missing=0.005)
+    fields = {name: getattr(rows, name) for name in ("ts_ns", "x", "observed", "continuity")}
+    series = Series(asset="pump", normal=np.ones(400, np.bool_), **fields)
+    names = tuple(f"c{c}" for c in range(5))
+    sizes = {"pca_window": 8, "dense_window": 4, "dense_hidden": (12,), "conv_window": 6, "conv_hidden": (8,)}
+    sizes |= {"min_windows": 100, "steps": 20, "error": error, "aggregate": aggregation}
+    bundle = fit_bundle([series], TrainSpec(names, 1, ("pca", "dense", "conv"), "fleet", **sizes))
+    engine = open_engine(bundle)
+    slots = engine.allocate(["pump"])
+    got = engine.push([(rows, slots[rows.asset])])[0]
+    scaler = (bundle.tensor(0, "scaler", "loc"), bundle.tensor(0, "scaler", "scale"), bundle.soft_clip)
+    ends = np.flatnonzero(got.status == Status.CALIBRATED)
+    errors = []
+    for m, member in enumerate(bundle.members):
+        prefix = f"g0.m{m}."
+        tensors = {n.removeprefix(prefix): t for n, t in bundle.tensors.items() if n.startswith(prefix)}
+        own = {name: t for name, t in tensors.items() if not name.startswith("agg.")}
+        agg = {name[4:]: t for name, t in tensors.items() if name.startswith("agg.")}
+        scaled = scale(rows.x, rows.observed, *scaler)
+        residual, _ = channel_residuals(member, own, scaled, rows.observed, ends)
+        back = 1 if error == "last" else member.window
+        weight = np.stack([rows.observed[end - back + 1 : end + 1].sum(axis=0) for end in ends]).astype(np.float32)
+        errors.append(aggregate(aggregation, residual, weight, agg))
+    assert len(ends) > 350
+    np.testing.assert_allclose(got.score[ends], combine(errors), rtol=1e-4)
 
 
 @pytest.mark.gpu

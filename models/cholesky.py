@@ -1,0 +1,41 @@
+"""Small symmetric positive definite systems, solved inside kernels: the same bits whatever runs beside them."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from pipeline.values import Float64
+
+_LEAST_PIVOT = 1e-300  # where rounding takes the last bit of a matrix that is as good as singular
+
+
+@njit(nogil=True, cache=True)
+def add_scaled(row: Float64, factor: float, other: Float64) -> None:
+    """Add `factor` times `other` to `row`, element by element."""
+    for i in range(len(row)):
+        row[i] += factor * other[i]
+
+
+@njit(nogil=True, cache=True)
+def solve_positive(a: Float64, b: Float64) -> None:
+    """Solve A x = b by Cholesky, A = U'U; x takes the place of b, U that of A.
+
+    Parameters
+    ----------
+    a : (n, n), symmetric positive definite; only the upper triangle is read.
+    b : (n,)
+    """
+    n = len(b)
+    for j in range(n):  # row by row: the inner loops run along rows, and from 0, so that they are vectorised
+        row = a[j, j:]
+        row /= np.sqrt(max(row[0], _LEAST_PIVOT))
+        for i in range(j + 1, n):
+            add_scaled(a[i, i:], -row[i - j], row[i - j :])
+    for j in range(n):
+        b[j] /= a[j, j]
+        add_scaled(b[j + 1 :], -b[j], a[j, j + 1 :])
+    for j in range(n - 1, -1, -1):
+        for k in range(j + 1, n):
+            b[j] -= a[j, k] * b[k]
+        b[j] /= a[j, j]
