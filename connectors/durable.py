@@ -22,19 +22,25 @@ class GrowingFile:
     """
 
     def __init__(self, path: Path, *, wait: bool = False) -> None:
-        """Open `path`; `wait` for a process that has it, instead of raising."""
+        """Open `path`; `wait` until whoever has it, process or thread, has closed it, instead of raising."""
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise SinkUnavailable(f"cannot open {path}: {error.strerror}; make its folder writable") from error
+        if wait:
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+        else:
+            self._claim()
+        self.size = os.fstat(self._fd).st_size
+
+    def _claim(self) -> None:
         try:
-            fcntl.lockf(self._fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self.close()
-            raise SinkUnavailable(f"{path} is in use by another process: stop it, or use another file") from error
-        self.size = os.fstat(self._fd).st_size
+            raise SinkUnavailable(f"{self.path} is in use by another process: stop it, or use another file") from error
 
     def append(self, body: bytes) -> None:
         """Write at the end; not on disk before `sync`."""

@@ -10,6 +10,7 @@ import csv
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pv
@@ -149,35 +150,57 @@ def _unbalanced(lines: list[bytes]) -> set[int]:
     return {i for i, line in enumerate(lines) if line.count(b'"') % 2}
 
 
-def _convert(text: pa.Table, types: dict[str, pa.DataType]) -> tuple[pa.Table, set[int]]:
-    """Return the rows in which every cell is of its type, and the indices of the others."""
-    bad: set[int] = set()
-    for name, kind in types.items():
-        bad.update(_failing(text[name].combine_chunks(), kind))
-    good = text.filter(pa.array([i not in bad for i in range(len(text))], pa.bool_()))
-    columns = [_cast(good[name].combine_chunks(), kind) for name, kind in types.items()]
-    return pa.table(columns, names=list(types)), bad
+def _convert(raw: pa.Table, types: dict[str, pa.DataType]) -> tuple[pa.Table, set[int]]:
+    """Return the rows in which every cell is of its type, and the indices of the others.
+
+    Parameters
+    ----------
+    raw : the cells as bytes.
+    """
+    bad = {i for name in types for i in _failing(raw[name].combine_chunks(), pa.string())}
+    cells = {name: _cells(_without(raw[name].combine_chunks(), bad), kind) for name, kind in types.items()}
+    kept = [i for i in range(len(raw)) if i not in bad]
+    no_numbers = {i for name, kind in types.items() for i in _failing(cells[name], kind)}
+    columns = [_without(cells[name], no_numbers).cast(kind) for name, kind in types.items()]
+    return pa.table(columns, names=list(types)), bad | {kept[i] for i in no_numbers}
 
 
-def _failing(cells: pa.Array, kind: pa.DataType, at: int = 0) -> list[int]:
-    """Return the places, from `at` on, of the cells that are not of a type: by halves, so that few cost little."""
+def _cells(raw: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Return cells as text that casts to a type as the CSV reader would: absent ones null, numbers without blanks."""
+    text = raw.cast(pa.string())
+    if pa.types.is_string(kind):
+        return text
+    return pc.if_else(pc.is_in(text, pa.array(ABSENT)), None, pc.ascii_trim(text, " \t"))
+
+
+def _failing(cells: pa.Array, kind: pa.DataType) -> set[int]:
+    """Return the places of the cells that do not cast to a type."""
     try:
-        _cast(cells, kind)
+        cells.cast(kind)
     except pa.ArrowInvalid:
-        if len(cells) == 1:
-            return [at]
-        half = len(cells) // 2
-        return _failing(cells.slice(0, half), kind, at) + _failing(cells.slice(half), kind, at + half)
+        wrong = _wrong(cells.unique(), kind)
+        return set(np.flatnonzero(pc.is_in(cells, pa.array(wrong, cells.type)).to_numpy(zero_copy_only=False)).tolist())
+    return set()
+
+
+def _wrong(values: pa.Array, kind: pa.DataType) -> list[str | bytes]:
+    """Return the values that do not cast to a type: by halves, so that few among many cost little."""
+    try:
+        values.cast(kind)
+    except pa.ArrowInvalid:
+        if len(values) == 1:
+            return [values[0].as_py()]
+        half = len(values) // 2
+        return _wrong(values.slice(0, half), kind) + _wrong(values.slice(half), kind)
     return []
 
 
-def _cast(cells: pa.Array, kind: pa.DataType) -> pa.Array:
-    """Return cells as the CSV reader converts them: blanks around a number do not matter."""
-    text = cells.cast(pa.string())
-    if pa.types.is_string(kind):
-        return text
-    absent = pc.is_in(text, pa.array(ABSENT))
-    return pc.if_else(absent, None, pc.ascii_trim(text, " \t")).cast(kind)
+def _without(cells: pa.Array, places: set[int]) -> pa.Array:
+    if not places:
+        return cells
+    kept = np.ones(len(cells), np.bool_)
+    kept[list(places)] = False
+    return cells.filter(pa.array(kept))
 
 
 def _one_batch(table: pa.Table) -> pa.RecordBatch:

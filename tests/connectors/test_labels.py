@@ -1,4 +1,5 @@
 import multiprocessing
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -83,6 +84,15 @@ def test_several_processes_may_label_at_the_same_time(tmp_path):
     labels = read_labels(path)
     assert len(labels) == 40
     assert [label.when_ns for label in labels if label.who == "person 1"] == list(range(20))
+
+
+def test_several_threads_may_label_at_the_same_time(tmp_path):
+    path = tmp_path / "labels.ndjson"
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda i: _label_many(path, f"person {i}"), range(4)))
+    assert sorted((label.who, label.when_ns) for label in read_labels(path)) == [
+        (f"person {i}", when) for i in range(4) for when in range(20)
+    ]
 
 
 def _label_many(path, who):

@@ -1,9 +1,13 @@
 import errno
 import io
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from io_cases import a_letter, an_alert
 
+import connectors
 from connectors.alert_json import decode_alert, encode_alert
 from connectors.durable import GrowingFile
 from connectors.memory import ListSink
@@ -56,6 +60,25 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(SinkUnavailable, match="cannot open"):
         NdjsonSink(tmp_path / "file" / "alerts.ndjson")
+
+
+def test_a_file_that_another_process_writes_is_refused(tmp_path):
+    path = tmp_path / "alerts.ndjson"
+    program = "import sys, pathlib; from connectors.durable import GrowingFile; " + (
+        "GrowingFile(pathlib.Path(sys.argv[1])); print('has it', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(path)],
+        cwd=Path(connectors.__file__).parents[1],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        assert other.stdout.readline() == b"has it\n"
+        with pytest.raises(SinkUnavailable, match="in use by another process"):
+            NdjsonSink(path)
+        other.stdin.close()
+        other.wait()
+    NdjsonSink(path).close()
 
 
 def test_people_get_one_line_for_each_alert_and_errors_apart():
