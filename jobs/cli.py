@@ -147,6 +147,18 @@ def nightly(
 
 
 @command(app)
+def evaluate(
+    call: Call,
+    labels: Annotated[Path, typer.Argument(exists=True, metavar="FILE", help="CSV, NDJSON or Parquet.")],
+    column: Annotated[str, typer.Option(help="1 where a row is anomalous, else 0.")] = "label",
+) -> None:
+    """Hold the history's scores against labels."""
+    from jobs.evaluate import evaluate as hold_against
+
+    hold_against(settings=call.settings(), labels_file=labels, label_column=column, console=call.console)
+
+
+@command(app)
 def doctor(call: Call) -> None:
     """Look at all that must be there; say how to mend it."""
     from jobs.doctor import doctor as examine

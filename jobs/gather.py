@@ -47,9 +47,14 @@ def gather(source: Source, spec: ChainSpec, told: Callable[[int], None] | None =
             rows, late, dead = rows + len(decoded.rows), late + len(aligned.late), dead + len(decoded.dead)
         if told is not None:
             told(rows)
-    both = [one for p, parts in frames.items() for one in _by_asset(tables[p].names, parts)]
-    series, faulty = tuple(s for s, _ in both), tuple(f for _, f in both)
-    return Gathered(series, faulty, rows, late, dead)
+    parts = [gathered(tables[p].names, found) for p, found in frames.items()]
+    return replace(merge(parts), rows=rows, late=late, dead=dead)
+
+
+def gathered(names: Sequence[str], frames: Sequence[Rows], *, rows: int = 0, late: int = 0) -> Gathered:
+    """Return aligned, gated frames of one log, whose asset codes mean `names`, as a series for each asset."""
+    both = _by_asset(names, frames)
+    return Gathered(tuple(s for s, _ in both), tuple(f for _, f in both), rows, late, 0)
 
 
 def merge(parts: Sequence[Gathered]) -> Gathered:

@@ -67,3 +67,8 @@ class Train(Section):
     hold_out: float = option(0.0, "share", "newest windows kept for early stopping and the plateau", ge=0, le=0.5)
     patience: int = option(0, "checks", "without a better loss before training stops; 0: never", ge=0)
     seed: int = option(0, "", "of every random choice", ge=0)
+
+    test_share: float = option(
+        0.1, "share", "newest part of an asset's normal windows, to judge by; 0: all are learned from", ge=0, lt=1
+    )
+    recalibrate_days: float = option(5.0, "days", "how far back `nightly --recalibrate-only` looks", gt=0)
