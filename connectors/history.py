@@ -18,7 +18,8 @@ place. The bytes of a file depend on its records alone.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -31,7 +32,7 @@ import pyarrow.parquet as pq
 from connectors.durable import sync_folder, write_beside
 from connectors.history_journal import Journal
 from connectors.history_tables import CHANNELS, Dataset, alerts_table, datasets, encodings, rows_table, scores_table
-from pipeline.errors import SinkUnavailable
+from pipeline.errors import SinkUnavailable, StateError
 from pipeline.values import NS_PER_DAY, Alert, Bool, Rows, Verdicts
 
 Step = Literal["journal", "publish", "published", "empty"]
@@ -66,6 +67,7 @@ class ParquetHistory:
     ------
     ConfigError : a channel has the name of another column.
     SinkUnavailable : the folder cannot be written to.
+    StateError : `append` found a file of this log that is damaged.
     """
 
     def __init__(
@@ -190,7 +192,7 @@ class ParquetHistory:
             for number, path in sorted(self._files(dataset, log.name), reverse=True):
                 if (number + 1) * self._n <= first:
                     break
-                self._write(path, _before(pq.ParquetFile(path).read(), dataset, first))
+                self._write(path, _before(_read(path), dataset, first))
         log.pending = {
             name: [_before(table, self._datasets[name], first) for table in tables]
             for name, tables in log.pending.items()
@@ -220,7 +222,7 @@ class ParquetHistory:
             part = _where(table, ranges == number)
             path = self._path(log, dataset, number, part)
             if path.exists():
-                part = pa.concat_tables([pq.ParquetFile(path).read(), part])
+                part = pa.concat_tables([_read(path), part])
             self._reach("publish")
             self._write(path, part)
             self._reach("published")
@@ -280,11 +282,26 @@ def retire(root: Path, before_ns: int, names: Sequence[str] = ("rows", "scores")
     return sorted(gone)
 
 
+def _read(path: Path) -> pa.Table:
+    with _opened(path) as file:
+        return file.read()
+
+
 def _largest(path: Path, column: str) -> int:
     """Return the largest value of an int64 column of a Parquet file."""
-    file = pq.ParquetFile(path).metadata
-    index = file.schema.names.index(column)
-    return max(int(file.row_group(i).column(index).statistics.max) for i in range(file.num_row_groups))
+    with _opened(path) as file:
+        index = file.metadata.schema.names.index(column)
+        groups = (file.metadata.row_group(i) for i in range(file.num_row_groups))
+        return max(int(group.column(index).statistics.max) for group in groups)
+
+
+@contextmanager
+def _opened(path: Path) -> Generator[pq.ParquetFile]:
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        raise StateError(f"{path} is damaged ({error}): put it back from a copy, or move it away") from error
 
 
 def _file_name(topic: str) -> str:

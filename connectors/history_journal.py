@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from connectors.durable import GrowingFile, sync_folder, write_beside
-from pipeline.errors import SinkUnavailable
+from pipeline.errors import SinkUnavailable, StateError
 
 _HEAD = struct.Struct("<4sIQq")  # magic, crc of the body, its size, the offset after the push
 _PART = struct.Struct("<16sQ")  # dataset, size of its Arrow stream
@@ -41,7 +41,12 @@ class Journal:
             raise
 
     def read(self) -> Iterator[tuple[dict[str, pa.Table], int]]:
-        """Yield the pushes; the first one that is not whole, and all after it, are cut off."""
+        """Yield the pushes; a last one that is not whole is cut off.
+
+        Raises
+        ------
+        StateError : the journal is damaged elsewhere than at its end, where a crash leaves its mark.
+        """
         at = 0
         while (frame := self._read_frame(at)) is not None:
             body, after = frame
@@ -78,10 +83,16 @@ class Journal:
         if len(head) < _HEAD.size:
             return None
         magic, crc, size, after = _HEAD.unpack(head)
-        if magic != _MAGIC or at + _HEAD.size + size > self._file.size:
-            return None
-        body = self._file.read(at + _HEAD.size, size)
-        return (body, after) if zlib.crc32(body) == crc else None
+        if magic == _MAGIC:
+            end = at + _HEAD.size + size
+            body = self._file.read(at + _HEAD.size, size) if end <= self._file.size else b""
+            if len(body) == size and zlib.crc32(body) == crc:
+                return body, after
+            if end >= self._file.size:
+                return None
+        elif not any(self._file.read(at, self._file.size - at)):
+            return None  # the size of the file reached the disk, its bytes did not
+        raise StateError(f"{self._path} is damaged at byte {at}: put it back from a copy, or move it away")
 
 
 def _frame(tables: Mapping[str, pa.Table], after: int) -> list[bytes]:

@@ -60,7 +60,7 @@ def test_a_crash_at_any_step_leaves_the_commit_before_it_or_the_commit(tmp_path,
     assert seen(tmp_path / "run") == seen(tmp_path / ("new" if step == "after" else "old"))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=15)
 @given(crashes=st.lists(st.sampled_from(["", *STEPS]), max_size=12))
 def test_any_number_of_crashes_changes_nothing_once_the_input_was_read(tmp_path_factory, crashes):
     folder, undisturbed = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("undisturbed")

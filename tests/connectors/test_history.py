@@ -12,7 +12,7 @@ from connectors.history import ParquetHistory, retire
 from connectors.history_tables import as_rows
 from connectors.history_views import open_history, rows_of
 from connectors.memory import Crash
-from pipeline.errors import ConfigError, SchemaError, SinkUnavailable
+from pipeline.errors import ConfigError, SchemaError, SinkUnavailable, StateError
 from pipeline.values import Position, Quality
 
 CHANNELS = ("temp", "vib.x", 'odd "name"')
@@ -142,7 +142,7 @@ def test_the_same_pushes_after_a_crash_give_the_same_bytes(tmp_path, step, turn)
     assert not list((tmp_path / "run").rglob("*.journal"))
 
 
-@settings(deadline=None, max_examples=7)
+@settings(deadline=None, max_examples=5)
 @given(data=st.data())
 def test_any_cut_of_the_log_and_any_crashes_give_the_same_records(tmp_path_factory, data):
     root, plain = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("plain")
@@ -193,6 +193,35 @@ def test_a_push_that_a_crash_cut_in_two_is_as_if_it_had_never_come(tmp_path, cut
     push(again, 5, 10)
     again.close()
     assert [record["offset"] for record in contents(tmp_path)["rows"]] == list(range(10))
+
+
+def test_bytes_that_never_reached_the_disk_are_as_if_they_had_never_come(tmp_path):
+    push(a_history(tmp_path), 0, 5)
+    with next(tmp_path.rglob("*.journal")).open("ab") as file:
+        file.write(bytes(4000))
+    again = a_history(tmp_path)
+    push(again, 5, 10)
+    again.close()
+    assert [record["offset"] for record in contents(tmp_path)["rows"]] == list(range(10))
+
+
+@pytest.mark.parametrize("at", [0, 100])
+def test_a_journal_that_is_damaged_before_its_end_is_refused(tmp_path, at):
+    history = a_history(tmp_path)
+    push(history, 0, 5)
+    push(history, 5, 10)
+    _flip(next(tmp_path.rglob("*.journal")), at)
+    with pytest.raises(StateError, match=r"\.journal is damaged at byte 0"):
+        push(a_history(tmp_path), 10, 12)
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path):
+    history = a_history(tmp_path)
+    push(history, 0, 5)
+    history.close()
+    _flip(next(tmp_path.glob("rows/*/*/*.parquet")), -1)
+    with pytest.raises(StateError, match=r"rows/.*\.parquet is damaged"):
+        push(a_history(tmp_path), 5, 10)
 
 
 @pytest.mark.parametrize("call", ["pwrite", "fsync"])
@@ -269,6 +298,12 @@ def _without_position(datasets_found):
         )
         for name, records in datasets_found.items()
     }
+
+
+def _flip(path, at):
+    body = bytearray(path.read_bytes())
+    body[at] ^= 0xFF
+    path.write_bytes(body)
 
 
 def _full(*_):
