@@ -7,6 +7,7 @@ and Infinity, is read and becomes a reading that is not finite, rather than a lo
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -95,12 +96,13 @@ def _split(message: bytes) -> list[bytes]:
     Unusable : it is no JSON array, or an empty one.
     """
     try:
-        elements = [bytes(element) for element in _elements.decode(message)]
-    except (ValueError, RecursionError) as error:
+        text = message.decode()  # the decoder of elements does not look into strings
         try:
-            elements = _split_leniently(message.decode())
+            elements = [bytes(element) for element in _elements.decode(message)]
         except (ValueError, RecursionError):
-            raise Unusable("not_json", f"{error}: send UTF-8 JSON") from None
+            elements = _split_leniently(text)
+    except (ValueError, RecursionError) as error:
+        raise Unusable("not_json", f"{error}: send UTF-8 JSON") from None
     if not elements:
         raise no_rows()
     return elements
@@ -141,7 +143,7 @@ def _asset(text: bytes, found: Mapping[str, Any], key: bytes | None, mapping: Fi
     if mapping.asset == MESSAGE_KEY:
         return key_asset(key)
     value = found.get(mapping.asset)
-    if isinstance(value, float):
+    if isinstance(value, float) and math.isfinite(value):
         value = _number_text(text, mapping.asset)
     elif isinstance(value, int) and not isinstance(value, bool):
         value = str(value)

@@ -32,23 +32,23 @@ inlined = njit(nogil=True, cache=True, _nrt=False, inline="always")
 
 QUOTE, PLUS, COMMA, MINUS, POINT, ZERO, NINE, COLON = 34, 43, 44, 45, 46, 48, 57, 58
 OPEN_ARRAY, BACKSLASH, CLOSE_ARRAY, SMALL_E, SMALL_N, OPEN, CLOSE = 91, 92, 93, 101, 110, 123, 125
-MAX_DIGITS = 18  # as many fit in an int64
+MAX_DIGITS = 19  # what more than fits in an int64 comes out negative
 _EXACT = 1 << 53  # integers up to here are exact doubles
 _MARGIN = 2.0**-50  # more than three roundings can be off
-_TEN = 10 ** np.arange(MAX_DIGITS + 1)
+_TEN = 10 ** np.arange(MAX_DIGITS)
 _TEN_EXACT = 10.0 ** np.arange(23)  # exact doubles
 
 
 class Text(NamedTuple):
     """Messages, each followed by a NUL, as bytes and as the eight bytes from each position on."""
 
-    bytes: UInt8  # (b + 7,)
+    bytes: UInt8  # (b + 7,), b >= 2
     words: UInt64  # (b,)
 
 
 def text_of(messages: bytes) -> Text:
     """Return messages, each followed by a NUL, as the kernels read them."""
-    padded = messages + bytes(8)
+    padded = messages + bytes(9)  # two words at least: numpy takes a lone one for another kind of array
     words = np.ndarray(len(padded) - 7, np.uint64, padded, strides=(1,))
     return Text(np.frombuffer(padded, np.uint8), words)
 
@@ -125,9 +125,11 @@ def _number(text: Text, at: int) -> tuple[int, int, int]:
             return -1, 0, 0
         if digits + places > MAX_DIGITS and (mantissa != 0 or places - _zeros(text.bytes, at + 1) > MAX_DIGITS):
             return -1, 0, 0
-        mantissa = mantissa * _TEN[min(places, MAX_DIGITS)] + part
+        mantissa = mantissa * _TEN[min(places, MAX_DIGITS - 1)] + part
         exponent = -places
         at += places + 1
+    if mantissa < 0:
+        return -1, 0, 0
     if text.bytes[at] | 32 == SMALL_E:
         at, power = _power(text.bytes, at + 1)
         exponent += power
@@ -154,7 +156,8 @@ def _eight_digits(word: np.uint64) -> tuple[np.int64, np.int64]:
     other = ((over | value) & np.uint64(0x8080808080808080)) >> np.uint64(7)
     below = (other & (~other + np.uint64(1))) - np.uint64(1)  # ones in the bytes before the first other one
     count = ((below & np.uint64(0x0101010101010101)) * np.uint64(0x0101010101010101)) >> np.uint64(56)
-    value <<= np.uint64(64) - (count << np.uint64(3))  # zeros in front; a count of 0 is no number anyhow
+    half = np.uint64(32) - (count << np.uint64(2))
+    value = (value << half) << half  # zeros in front; a shift by all 64 bits would do nothing
     value = value * np.uint64(10) + (value >> np.uint64(8))  # pairs, in every second byte
     ends = (value & np.uint64(0x000000FF000000FF)) * np.uint64(0x000F424000000064)
     middle = ((value >> np.uint64(16)) & np.uint64(0x000000FF000000FF)) * np.uint64(0x0000271000000001)

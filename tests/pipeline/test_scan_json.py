@@ -1,0 +1,130 @@
+"""The scanner and the exact path are one decoder: same rows, bit by bit, and same dead letters."""
+
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from decode_cases import bits, dead_of, polled_of, rows_of
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from json_cases import AWKWARD, CHANNELS, LOG_NS, keys, long_messages, messages, numbers, texts
+from naive_decode import naive_decode
+
+from pipeline import decode as decoding
+from pipeline.decode import FieldMapping, decode
+from pipeline.state import AssetTable
+
+SOME = settings(deadline=None, max_examples=60)
+MAPPINGS = {
+    "values": FieldMapping(CHANNELS, values="values", time_unit="ms", low=(-1e3, -50.0, 0.1, -1e300)),
+    "top": FieldMapping(CHANNELS, time_unit="s", high=(1e3, 50.0, 0.1, 1e300), time_origin_ns=10**18),
+    "fields": FieldMapping(("a", "b", "c", "d"), fields=CHANNELS, values="values", time_unit="us", asset="@key"),
+    "one asset": FieldMapping(CHANNELS, values="values", time_unit="iso", asset="", asset_value="püмp 1"),
+    "long": FieldMapping(CHANNELS, layout="long", time_unit="ns", max_ahead_ns=10**9),
+    "plain": FieldMapping(CHANNELS, values="values", time_unit="ms"),
+    "awkward": FieldMapping(AWKWARD, values="values", time_unit="ms"),
+}
+
+
+def both(messages, mapping, keys=None):
+    """Decode with the scanner and without it."""
+    polled = polled_of(messages, keys, LOG_NS)
+    table, exact_table = AssetTable({}), AssetTable({})
+    decoded = decode(polled, mapping, table)
+    with patch.object(decoding, "_plan", lambda _: (None, None)):
+        exact = decode(polled, mapping, exact_table)
+    assert table.names == exact_table.names
+    return polled, decoded, exact, table
+
+
+def check(messages, mapping, keys=None):
+    polled, decoded, exact, table = both(messages, mapping, keys)
+    assert bits(decoded) == bits(exact)
+    rows, dead = naive_decode(polled, mapping)
+    assert rows_of(decoded, table) == rows
+    assert dead_of(decoded) == dead
+
+
+@pytest.mark.parametrize("name", ["values", "top", "fields", "one asset", "awkward"])
+@SOME
+@given(data=st.data())
+def test_wide_messages_decode_as_the_naive_decoder_says(name, data):
+    batch = data.draw(st.lists(texts(messages), max_size=6))
+    check(batch, MAPPINGS[name], data.draw(st.lists(keys, min_size=len(batch), max_size=len(batch))))
+
+
+@SOME
+@given(st.lists(texts(long_messages), max_size=6))
+def test_long_messages_decode_as_the_naive_decoder_says(batch):
+    check(batch, MAPPINGS["long"])
+
+
+@settings(deadline=None, max_examples=300)
+@given(numbers)
+@example("0." + "0" * 20 + "123456789012345678901234567890")
+def test_a_number_reads_to_the_same_float32_both_ways(number):
+    body = '{"asset":"a","ts":1,"values":{"s0":' + number + "}}"
+    check([body.encode(), body.replace("}}", ' ,"s3":1}}').encode()], MAPPINGS["plain"])
+
+
+def neighbours(x):
+    """Decimal texts on, just below and just above the border between a float32 and the next one."""
+    border = (float(x) + float(np.nextafter(x, np.float32(np.inf)))) / 2
+    return [f"{v:.17g}" for v in (border, np.nextafter(border, -np.inf), np.nextafter(border, np.inf))]
+
+
+@SOME
+@given(st.floats(0, 2.0**60, width=32))
+def test_a_number_on_the_border_of_two_floats_reads_the_same_both_ways(x):
+    for text in neighbours(np.float32(x)):
+        check([f'{{"asset":"a","ts":1,"values":[{text},-{text},{text}1,{text}e0]}}'.encode()], MAPPINGS["plain"])
+
+
+@SOME
+@given(st.lists(texts(messages), min_size=2, max_size=6), st.data())
+def test_how_messages_are_cut_into_polls_changes_nothing(batch, data):
+    mapping = MAPPINGS["values"]
+    at = data.draw(st.integers(0, len(batch)))
+    whole_table, table = AssetTable({}), AssetTable({})
+    whole = decode(polled_of(batch, log_ns=LOG_NS), mapping, whole_table)
+    parts = [decode(polled_of(batch[:at], log_ns=LOG_NS), mapping, table)]
+    parts.append(decode(polled_of(batch[at:], log_ns=LOG_NS, first_offset=100 + at), mapping, table))
+    assert table.names == whole_table.names
+    for field in ("asset", "ts_ns", "x", "observed", "quality", "offset", "row"):
+        joined = np.concatenate([getattr(part.rows, field) for part in parts])
+        assert joined.tobytes() == getattr(whole.rows, field).tobytes()
+    assert [d for part in parts for d in part.dead] == whole.dead
+
+
+COMMON = {
+    "values": [
+        b'{"asset":"p1","ts":1790000000000,"values":[1,-2.5,3e2,null]}',
+        b' { "ts" : 1790000000000.5 , "values" : { "s3" : 0.12345678901234568 , "s0" : 1 } , "asset" : 17 }\n',
+        '{"asset":"püмp","unit":"°C","ok":true,"n":-1.5e3,"ts":1,"values":{"weg °":1,"new":2}}'.encode(),
+        b'{"asset":"p1","ts":1790000000000,"values":{}}',
+    ],
+    "top": [b'{"s0":1,"asset":"p1","ts":1790000000.1234567,"s3":null}', b'{"asset":"p1","ts":1.79e9}'],
+    "fields": [b'{"ts":1790000000000000,"values":{"temperature":12.5}}'],
+    "one asset": [b'{"ts":"2026-01-31T23:59:59.5Z","values":{}}', b'{"ts":"2026-01-31 23:59:59+01:00","values":{}}'],
+    "long": [b'{"asset":"p1","ts":1790000000000000001,"sensor":"temperature","value":-1.5}'],
+}
+
+
+@pytest.mark.parametrize("name", COMMON)
+def test_the_shapes_that_feeds_send_never_see_the_exact_path(name):
+    batch = COMMON[name] * 3
+    polled = polled_of(batch, [b"key"] * len(batch), LOG_NS)
+    with patch.object(decoding, "read_message", side_effect=AssertionError("left to the exact path")):
+        decoded = decode(polled, MAPPINGS[name], AssetTable({}))
+    assert len(decoded.rows) == len(batch)
+    check(batch, MAPPINGS[name], [b"key"] * len(batch))
+
+
+def test_every_cut_and_every_changed_bit_of_a_message_decodes_the_same_both_ways():
+    whole = COMMON["values"][1] + COMMON["values"][2]
+    for body, mapping in ((COMMON["values"][2], "values"), (COMMON["long"][0], "long"), (whole, "values")):
+        cuts = [body[:at] for at in range(len(body))]
+        flips = [
+            body[:at] + bytes([body[at] ^ (1 << bit)]) + body[at + 1 :] for at in range(len(body)) for bit in range(8)
+        ]
+        check(cuts + flips, MAPPINGS[mapping])
