@@ -268,6 +268,9 @@ def node_properties(node: Node, nodes: Sequence[Node], data: Path) -> dict[str, 
         "transaction.state.log.num.partitions": "4",
         "group.initial.rebalance.delay.ms": "0",
         "auto.create.topics.enable": "false",
+        # A node that was killed is taken back when its session has ended: by default after 9 s.
+        "broker.session.timeout.ms": "5000",
+        "broker.heartbeat.interval.ms": "1000",
         "log.cleaner.dedupe.buffer.size": str(16 << 20),
     }
 

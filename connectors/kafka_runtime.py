@@ -122,5 +122,6 @@ def run_quietly(command: Sequence[str], timeout_s: float) -> subprocess.Complete
 
 
 def last_lines(text: str, count: int = 8) -> str:
-    """Return the last lines of a log."""
-    return "\n".join(text.strip().splitlines()[-count:])
+    """Return the last lines of a log that say something, without the calls that led there."""
+    telling = [line for line in text.strip().splitlines() if not line.startswith("\tat ")]
+    return "\n".join(telling[-count:])

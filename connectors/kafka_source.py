@@ -10,7 +10,8 @@ from connectors.kafka_client import Client, Place, missing_topic, out_of_range
 from pipeline.errors import ConfigError, StateError
 from pipeline.values import Polled
 
-_CHECK_S: Final = 30.0
+_CHECK_S: Final = 30.0  # how often the cluster is asked for the topics' partitions
+_ANSWER_S: Final = 10.0  # how long an answer may take
 
 
 class KafkaSource:
@@ -74,8 +75,8 @@ class KafkaSource:
         place = (topic, partition)
         if place not in self._places:
             raise StateError(f"topic {topic!r}, partition {partition} is not read by this slot")
-        first = self._consumer.first_offsets([place], 10.0)[place]
-        end = self._consumer.end_offsets([place], 10.0)[place]
+        first = self._consumer.first_offsets([place], _ANSWER_S)[place]
+        end = self._consumer.end_offsets([place], _ANSWER_S)[place]
         if not first <= offset <= end:
             raise out_of_range(topic, partition, offset, first, end)
         if self._assigned:
@@ -101,7 +102,7 @@ class KafkaSource:
         """Return how many messages of each partition are still to be read."""
         if not self._assigned:
             self._assign()
-        ends = self._consumer.end_offsets(self._places, 10.0)
+        ends = self._consumer.end_offsets(self._places, _ANSWER_S)
         return {place: max(ends[place] - self._consumer.position(*place), 0) for place in self._places}
 
     def ended(self) -> bool:
@@ -116,7 +117,7 @@ class KafkaSource:
         """Assign all partitions at once, when the first poll knows where each of them goes on."""
         unsought = [place for place in self._places if place not in self._sought]
         ask = self._consumer.first_offsets if self._start == "earliest" else self._consumer.end_offsets
-        starts = ask(unsought, 10.0) if unsought else {}
+        starts = ask(unsought, _ANSWER_S) if unsought else {}
         self._consumer.assign({place: self._sought.get(place, starts.get(place, 0)) for place in self._places})
         self._assigned = True
 
@@ -135,7 +136,7 @@ class KafkaSource:
                 )
 
     def _count_partitions(self) -> dict[str, int]:
-        known = self._client.topics()
+        known = self._client.topics(_ANSWER_S)
         for topic in self._topics:
             if topic not in known:
                 raise missing_topic(topic, self._client.settings.bootstrap, 4)

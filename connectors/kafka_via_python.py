@@ -343,16 +343,16 @@ def _errors(doing: str) -> Iterator[None]:
 
 
 class _Reasons(logging.Handler):
-    """Hears why a connection failed: the client tells its log, and the caller only that time is up."""
+    """Hears why connections failed: the client tells its log, and the caller only that time is up."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.last = ""
+        self.heard: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep the reason of a failed attempt."""
         if "onnection" in (text := record.getMessage()) and "failed: " in text:
-            self.last = text.split("failed: ", 1)[1].split(" (backoff", 1)[0]
+            self.heard.append(text.split("failed: ", 1)[1].split(" (backoff", 1)[0])
 
 
 @contextlib.contextmanager
@@ -362,11 +362,14 @@ def _connecting(doing: str) -> Iterator[None]:
     try:
         yield
     except KafkaTimeoutError as failed:
-        if "SaslAuthenticationFailed" in reasons.last:
-            raise translated(SaslAuthenticationFailedError(reasons.last), doing) from failed
+        # The first attempt had the most time: the last one may have been cut off.
+        said = reasons.heard[0] if reasons.heard else "no answer"
+        if any("SaslAuthenticationFailed" in reason for reason in reasons.heard):
+            raise translated(SaslAuthenticationFailedError(said), doing) from failed
         # After a wrong password brokers hang up so fast that their answer is not always read.
-        hint = "; a wrong user name or password looks like that, too" if "disconnected" in reasons.last else ""
-        raise BrokerUnavailable(f"{doing}: {failed}; the last attempt: {reasons.last or 'no answer'}{hint}") from failed
+        hung_up = any("disconnected" in reason for reason in reasons.heard)
+        hint = "; a wrong user name or password looks like that, too" if hung_up else ""
+        raise BrokerUnavailable(f"{doing}: {failed}: {said}{hint}") from failed
     except KafkaError as failed:
         raise translated(failed, doing) from failed
     finally:

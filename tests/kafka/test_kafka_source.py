@@ -10,7 +10,7 @@ from kafka_fixture import LIBRARIES, Broker, FeedTopics, until
 
 from connectors.kafka_client import NewTopic
 from connectors.kafka_source import KafkaSource
-from pipeline.errors import ConfigError, StateError
+from pipeline.errors import BrokerUnavailable, ConfigError, StateError
 from pipeline.protocols import Source
 from pipeline.values import Polled
 
@@ -20,12 +20,21 @@ Open = Callable[..., KafkaSource]
 
 
 @pytest.fixture(params=LIBRARIES)
-def opened(request: pytest.FixtureRequest, feed: FeedTopics) -> Iterator[Open]:
+def library(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+# Where the client makes no difference: both keep the same contract (tests/contracts).
+once = pytest.mark.parametrize("library", ["kafka-python"], indirect=True)
+
+
+@pytest.fixture
+def opened(library: str, feed: FeedTopics) -> Iterator[Open]:
     held: list[KafkaSource] = []
 
     def one(**options: Any) -> KafkaSource:
         topics = options.pop("topics", [feed.input])
-        held.append(KafkaSource(feed.client(request.param), topics, feed.group, **options))
+        held.append(KafkaSource(feed.client(library), topics, feed.group, **options))
         return held[-1]
 
     yield one
@@ -52,6 +61,7 @@ def test_a_source_reads_all_partitions_from_the_earliest_message_on(feed: FeedTo
     assert not source.ended()
 
 
+@once
 def test_slots_share_the_partitions_by_their_number(feed: FeedTopics, opened: Open) -> None:
     wide = f"wide-{feed.mark}"
     feed.client().create_topics([NewTopic(wide, 5)])
@@ -59,6 +69,7 @@ def test_slots_share_the_partitions_by_their_number(feed: FeedTopics, opened: Op
     assert shares == [[(wide, 0), (wide, 2), (wide, 4)], [(wide, 1), (wide, 3)]]
 
 
+@once
 def test_a_slot_reads_its_own_partitions_only(feed: FeedTopics, opened: Open) -> None:
     feed.feed(some(5), 0)
     feed.feed(some(5, "n"), 1)
@@ -86,6 +97,7 @@ def test_from_the_latest_only_new_messages_are_read(feed: FeedTopics, opened: Op
     assert bodies(source, 2) == some(2, "new")
 
 
+@once
 def test_the_lag_is_what_is_still_to_be_read(feed: FeedTopics, opened: Open) -> None:
     feed.feed(some(4), 1)
     source = opened()
@@ -122,6 +134,7 @@ def age_out(feed: FeedTopics, first: int) -> None:
     admin.delete_records([place])[place].result(10)
 
 
+@once
 def test_partitions_that_are_added_stop_the_feed(
     feed: FeedTopics, opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,6 +147,23 @@ def test_partitions_that_are_added_stop_the_feed(
         until(lambda: bool(source.poll(1, 0.05)))
 
 
+def test_a_broker_that_stops_answering_is_an_error_not_silence(
+    opened: Open, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = opened()
+    source.poll(1, 0.0)
+    monkeypatch.setattr("connectors.kafka_source._CHECK_S", 0.0)
+    monkeypatch.setattr("connectors.kafka_source._ANSWER_S", 1.0)
+    monkeypatch.setattr(source, "_check_at", 0.0)
+    broker.cluster.pause(1)
+    try:
+        with pytest.raises(BrokerUnavailable, match="listing topics"):
+            source.poll(1, 0.1)
+    finally:
+        broker.cluster.resume(1)
+
+
+@once
 def test_a_source_that_cannot_be_opened_says_which_setting_is_wrong(opened: Open, broker: Broker) -> None:
     for options, key in (
         ({"topics": ["no-such-topic"]}, "topic"),

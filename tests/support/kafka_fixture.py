@@ -22,7 +22,7 @@ from connectors.kafka_client import Client, NewTopic, connect
 from connectors.kafka_commit import KafkaCommitter
 from connectors.kafka_runtime import find_runtime
 from connectors.kafka_settings import KafkaSettings
-from connectors.kafka_topics import create_topics
+from connectors.kafka_state import STATE_TOPIC_SETTINGS
 from pipeline.errors import Unavailable
 from pipeline.values import Alert, DeadLetter, Position, TopChannel
 
@@ -119,9 +119,8 @@ class FeedTopics:
         return connect(KafkaSettings(self.bootstrap), library)
 
     def create(self, partitions: int = 2) -> FeedTopics:
-        client = self.client()
-        client.create_topics([NewTopic(self.input, partitions)])
-        create_topics(client, **self.topics())
+        wanted = [NewTopic(self.input, partitions), NewTopic(self.alerts, 2), NewTopic(self.dead, 1)]
+        self.client().create_topics([*wanted, NewTopic(self.state, partitions, STATE_TOPIC_SETTINGS)])
         return self
 
     def topics(self) -> dict[str, Any]:
