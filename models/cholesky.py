@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from pipeline.values import Float64
+from pipeline.values import Float32, Float64
 
 _LEAST_PIVOT = 1e-300  # where rounding takes the last bit of a matrix that is as good as singular
 
 
 @njit(nogil=True, cache=True)
-def add_scaled(row: Float64, factor: float, other: Float64) -> None:
-    """Add `factor` times `other` to `row`, element by element."""
+def add_scaled(row: Float64, factor: float, other: Float64 | Float32) -> None:
+    """Add `factor` times `other` to `row`, element by element, in float64."""
     for i in range(len(row)):
         row[i] += factor * other[i]
 

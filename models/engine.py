@@ -15,6 +15,7 @@ import torch
 from numba import njit
 
 from models.aggregation import channel_shares, combine
+from models.engine_members import Workspace
 from models.engine_rings import Chunk, Rings, padded
 from models.engine_scorer import Scorer
 from models.scaling import unscale_scalar
@@ -82,7 +83,8 @@ class TorchEngine:
             age=np.zeros(size, np.int32),
         )
         self._x = self._host.to(device)
-        self._scorers = [[Scorer(bundle, g, m, size, device) for m in range(len(bundle.members))] for g in groups]
+        spaces = [Workspace(device) for _ in bundle.members]
+        self._scorers = [[Scorer(bundle, g, m, size, space) for m, space in enumerate(spaces)] for g in groups]
         self.fallbacks = _settle(self._scorers)
 
     @property

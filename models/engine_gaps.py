@@ -4,12 +4,13 @@ With loadings V (k, D), V V' = I, and the readings h that are hidden, the poster
 
     t = (I + R - U'U)^-1 V (x - mean),   U = V_h', R = diag(noise / variance), (x - mean) 0 where hidden.
 
-Few readings are hidden as a rule, so the system that is solved is the smaller one of two: that one, k by k, or
+Few readings are hidden as a rule, so the system that is solved is the smaller one of two: that one, k by k (with
+V_o V_o' of the observed readings in place of I - U'U where those are the fewer), or, with one row per hidden reading,
 
-    t = y + A^-1 U' (I - U A^-1 U')^-1 U y,   A = I + R, y = A^-1 V (x - mean)
+    t = y + A^-1 U' (I - U A^-1 U')^-1 U y,   A = I + R, y = A^-1 V (x - mean)     (Sherman-Morrison-Woodbury).
 
-which has one row per hidden reading (Sherman-Morrison-Woodbury). In float64: where little is observed, either is close
-to singular. Every window is solved by itself, so its bits do not depend on the batch.
+All in float64: where little is observed, these are close to singular. Every window is solved by itself, so its bits do
+not depend on the batch.
 
 Legend: n windows, D readings a window, k components.
 """
@@ -25,7 +26,7 @@ from pipeline.values import Bool, Float32, Float64
 
 @njit(nogil=True, cache=True)
 def reconstruct_holed(
-    x: Float32, observed: Bool, mean: Float64, components: Float64, ridge: Float64, last: int, out: Float32
+    x: Float32, observed: Bool, mean: Float32, components: Float32, ridge: Float64, last: int, out: Float32
 ) -> None:
     """Reconstruct the last readings of windows from what was observed of them.
 
@@ -35,7 +36,7 @@ def reconstruct_holed(
     observed : (n, D)
     mean : (D,)
     components : (k, D), orthonormal rows.
-    ridge : (k,), noise / variance.
+    ridge : (k,) float64, noise / variance.
     last : how many readings to reconstruct, counted from the end.
     out : (n, last), written.
     """
@@ -48,12 +49,14 @@ def reconstruct_holed(
         found[:] = 0.0
         for j in range(readings):
             if observed[i, j]:
-                add_scaled(found, np.float64(x[i, j]) - mean[j], loadings[j])
+                add_scaled(found, np.float64(x[i, j]) - np.float64(mean[j]), loadings[j])
         hidden = np.flatnonzero(~observed[i])
         if len(hidden) < k:
-            _solve_hidden(loadings[hidden], ridge, found)
+            _solve_hidden(loadings[hidden].astype(np.float64), ridge, found)
+        elif 2 * len(hidden) < readings:
+            _solve_components(loadings[hidden].astype(np.float64), -1.0, 1.0 + ridge, found)
         else:
-            _solve_components(loadings[hidden], ridge, found)
+            _solve_components(loadings[observed[i]].astype(np.float64), 1.0, ridge, found)
         rebuilt[:] = mean[first:]
         for c in range(k):
             add_scaled(rebuilt, found[c], components[c, first:])
@@ -62,13 +65,13 @@ def reconstruct_holed(
 
 
 @njit(nogil=True, cache=True)
-def _solve_components(hidden: Float64, ridge: Float64, found: Float64) -> None:
-    """Solve the k by k system. `hidden` is U (h, k); `found` holds V (x - mean), then t."""
+def _solve_components(rows: Float64, sign: float, diagonal: Float64, found: Float64) -> None:
+    """Solve (diag(diagonal) + sign rows'rows) t = found for t (k,), in place; `rows` is (m, k)."""
     k = len(found)
-    square = np.diag(1.0 + ridge)
-    for p in range(len(hidden)):
+    square = np.diag(diagonal)
+    for p in range(len(rows)):
         for c in range(k):
-            add_scaled(square[c, c:], -hidden[p, c], hidden[p, c:])
+            add_scaled(square[c, c:], sign * rows[p, c], rows[p, c:])
     solve_positive(square, found)
 
 

@@ -25,6 +25,36 @@ from pipeline.errors import BundleError
 # Batch sizes by device: a single row must not pay for hundreds, and a large batch is cut so that it stays in the cache.
 _SHAPES: Mapping[str, tuple[int, ...]] = {"cpu": (8, 16, 32, 64, 128, 256), "cuda": (256, 4096)}
 _CONV_SHAPES: Mapping[str, tuple[int, ...]] = {"cpu": (8, 16, 32, 64), "cuda": (256, 4096)}  # wide activations
+_LEAST_RIDGE = 1e-5  # many times what float32 leaves of the orthogonality of components; below it gaps are ill-posed
+
+
+class Workspace:
+    """Buffers by name and width, shared by members of which only one works at a time: one member in all groups.
+
+    Every row starts on a 64-byte boundary.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._rooms: dict[tuple[str, int, int], Tensor] = {}
+        self._results: tuple[Tensor, Tensor] | None = None
+
+    def rows(self, name: str, count: int, width: int) -> Tensor:
+        """Return (count, width) float32; what is in it is left over."""
+        key = (name, count, width)
+        if key not in self._rooms:
+            self._rooms[key] = torch.zeros(count, padded(width), device=self.device)[:, :width]
+        return self._rooms[key]
+
+    def results(self, count: int, channels: int) -> tuple[Tensor, Tensor]:
+        """Return (2, count, channels) on the device for what members say, and (3, count, channels) on the host.
+
+        On the CPU the first is part of the second.
+        """
+        if self._results is None:
+            host = torch.zeros(3, count, channels, pin_memory=self.device.type == "cuda")
+            self._results = (host[:2].to(self.device), host)
+        return self._results
 
 
 class Member(Protocol):
@@ -46,31 +76,31 @@ class PcaMember:
     components : (k, D) float32, orthonormal rows.
     ridge : (k,) float64, noise / variance of each component.
     last : readings to reconstruct, counted from the end: C for the last row only, D for all.
+    space : where what it returns, and what lies between, is written.
     """
 
-    def __init__(self, mean: Tensor, components: Tensor, ridge: Tensor, last: int) -> None:
-        device, readings = mean.device, len(mean)
-        self.shapes = _SHAPES[device.type]
+    def __init__(self, mean: Tensor, components: Tensor, ridge: Tensor, last: int, space: Workspace) -> None:
+        readings = len(mean)
+        self.shapes = _SHAPES[space.device.type]
         self._last = last
         self._components = components
         self._offset = -(components @ mean)
         self._center = mean[readings - last :].clone()
         self._decoder = components[:, readings - last :].contiguous()
-        self._latent = _rows(self.shapes[-1], len(components), device)
-        self._out = _rows(self.shapes[-1], last, device)
-        self._exact = [tensor.double().cpu().numpy() for tensor in (mean, components, ridge)]
+        self._latent = space.rows("latent", self.shapes[-1], len(components))
+        self._out = space.rows("out", self.shapes[-1], last)
+        self._on_host = [tensor.cpu().numpy() for tensor in (mean, components, ridge)]
 
     def expect(self, x: Tensor) -> Tensor:
         """Project fully observed windows, and back: x -> V'(V(x - mean)) + mean."""
-        latent = self._latent[: len(x), : len(self._offset)]
-        torch.addmm(self._offset, x, self._components.t(), out=latent)
-        return torch.addmm(self._center, latent, self._decoder, out=self._out[: len(x), : self._last])
+        latent = torch.addmm(self._offset, x, self._components.t(), out=self._latent[: len(x)])
+        return torch.addmm(self._center, latent, self._decoder, out=self._out[: len(x)])
 
     def expect_holed(self, x: Tensor, observed: Tensor) -> Tensor:
         """Reconstruct windows with gaps, (B, D), from their observed readings, (B, D) bool; on the host."""
         rows = (np.ascontiguousarray(tensor.cpu().numpy()) for tensor in (x, observed))
         out = np.empty((len(x), self._last), np.float32)
-        reconstruct_holed(*rows, *self._exact, self._last, out)
+        reconstruct_holed(*rows, *self._on_host, self._last, out)
         return torch.from_numpy(out).to(x.device)
 
 
@@ -82,21 +112,23 @@ class DenseMember:
     Parameters
     ----------
     module : fitted, in evaluation mode.
-    last : as in PcaMember.
+    last, space : as in PcaMember.
     """
 
-    def __init__(self, module: DenseAutoencoder, last: int) -> None:
-        device = next(module.parameters()).device
-        self.shapes = _SHAPES[device.type]
+    def __init__(self, module: DenseAutoencoder, last: int, space: Workspace) -> None:
+        self.shapes = _SHAPES[space.device.type]
         layers = _linear_layers([*module.encoder, *module.decoder])
         weight, bias, relu = layers[-1]
-        layers[-1] = (weight[len(weight) - last :].contiguous(), bias[len(bias) - last :].contiguous(), relu)
-        self._layers = [(w.t(), b, relu, _rows(self.shapes[-1], len(b), device)) for w, b, relu in layers]
+        layers[-1] = (weight[len(weight) - last :].clone(), bias[len(bias) - last :].clone(), relu)
+        self._layers = [
+            (weight.t(), bias, relu, space.rows(f"layer {i}", self.shapes[-1], len(bias)))
+            for i, (weight, bias, relu) in enumerate(layers)
+        ]
 
     def expect(self, x: Tensor) -> Tensor:
         """Reconstruct windows, (B, D)."""
         for weight, bias, relu, room in self._layers:
-            x = torch.addmm(bias, x, weight, out=room[: len(x), : len(bias)])
+            x = torch.addmm(bias, x, weight, out=room[: len(x)])
             if relu:
                 x.relu_()
         return x
@@ -108,31 +140,28 @@ class ConvMember:
     Parameters
     ----------
     module : fitted, in evaluation mode.
-    last : as in PcaMember; all rows are decoded, then cut.
+    last, space : as in PcaMember; all rows are decoded, then cut.
     """
 
-    def __init__(self, module: ConvAutoencoder, last: int) -> None:
-        device = next(module.parameters()).device
-        self.shapes = _CONV_SHAPES[device.type]
+    def __init__(self, module: ConvAutoencoder, last: int, space: Workspace) -> None:
+        self.shapes = _CONV_SHAPES[space.device.type]
         self._last = last
         self._rows, self._channels = module.window, next(module.parameters()).shape[1]
         self._before = -module.window % module.total_stride
         layers = [_flat_layer(layer) for layer in (*module.encoder, *module.decoder)]
         self._net = nn.Sequential(*layers).to(memory_format=torch.channels_last).eval()
-        self._room = torch.zeros(self.shapes[-1], self._before + self._rows, self._channels, device=device)
 
     def expect(self, x: Tensor) -> Tensor:
         """Reconstruct windows, (B, D)."""
         rows = x.view(-1, self._rows, self._channels)
         if self._before:
-            self._room[: len(x), self._before :] = rows
-            rows = self._room[: len(x)]
+            rows = nn.functional.pad(rows, (0, 0, self._before, 0))
         out: Tensor = self._net(rows.unsqueeze(1).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return out[:, 0].flatten(1)[:, -self._last :]
 
 
-def build_member(bundle: Bundle, group: int, index: int, device: torch.device) -> Member:
-    """Build member `index` of a group from the bundle's tensors.
+def build_member(bundle: Bundle, group: int, index: int, space: Workspace) -> Member:
+    """Build member `index` of a group from the bundle's tensors, on the device of its workspace.
 
     Raises
     ------
@@ -142,12 +171,12 @@ def build_member(bundle: Bundle, group: int, index: int, device: torch.device) -
     last = channels if spec.error == "last" else spec.window * channels
     prefix = f"g{group}.m{index}."
     tensors = {
-        name.removeprefix(prefix): torch.tensor(value, device=device)  # a copy that torch aligned
+        name.removeprefix(prefix): torch.tensor(value, device=space.device)  # a copy that torch aligned
         for name, value in bundle.tensors.items()
         if name.startswith(prefix)
     }
     if spec.kind == "pca":
-        return _build_pca(tensors, spec.window * channels, last, prefix)
+        return _build_pca(tensors, spec.window * channels, last, prefix, space)
     with torch.device("meta"):  # no weights of its own, and no draw from the global random state
         module = build_module(spec, channels).eval()
     try:
@@ -155,10 +184,12 @@ def build_member(bundle: Bundle, group: int, index: int, device: torch.device) -
         module.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         raise BundleError(f"bundle {bundle.id}: tensors {prefix}* do not fit a {spec.kind} member: {error}") from None
-    return DenseMember(module, last) if isinstance(module, DenseAutoencoder) else ConvMember(module, last)
+    if isinstance(module, DenseAutoencoder):
+        return DenseMember(module, last, space)
+    return ConvMember(module, last, space)
 
 
-def _build_pca(tensors: dict[str, Tensor], readings: int, last: int, prefix: str) -> PcaMember:
+def _build_pca(tensors: dict[str, Tensor], readings: int, last: int, prefix: str, space: Workspace) -> PcaMember:
     missing = [prefix + name for name in ("mean", "components", "variance", "noise") if name not in tensors]
     if missing:
         raise BundleError(f"a pca member lacks the tensors {', '.join(missing)}")
@@ -168,12 +199,8 @@ def _build_pca(tensors: dict[str, Tensor], readings: int, last: int, prefix: str
             f"{prefix}mean is {tuple(mean.shape)} and {prefix}components {tuple(components.shape)}: "
             f"expected ({readings},) and (k, {readings})"
         )
-    ridge = tensors["noise"].double() / tensors["variance"].double()
-    return PcaMember(mean, components, ridge, last)
-
-
-def _rows(count: int, width: int, device: torch.device) -> Tensor:
-    return torch.zeros(count, padded(width), device=device)
+    ridge = (tensors["noise"].double() / tensors["variance"].double()).clamp_(min=_LEAST_RIDGE)
+    return PcaMember(mean, components, ridge, last, space)
 
 
 def _linear_layers(modules: Iterable[nn.Module]) -> list[tuple[Tensor, Tensor, bool]]:

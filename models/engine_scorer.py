@@ -1,7 +1,7 @@
 """One member of one group: chunks of windows in, residuals per channel and one error a window out.
 
 Bits must not depend on the batch. Where a gap is decides how a window is scored, and nothing else does; batches have
-fixed shapes (`models.engine_members`); and `settled` tries on the actual weights whether those shapes keep the promise.
+fixed shapes (`models.engine_members`); and `Scorer.settle` tries on the actual weights whether they keep the promise.
 
 Legend: B windows of one batch, k windows of a chunk, w rows of the member's window, C channels, D = w * C readings.
 """
@@ -16,7 +16,7 @@ from numba import njit
 from torch import Tensor
 
 from models.aggregation import aggregate, check_fitted
-from models.engine_members import Member, PcaMember, build_member
+from models.engine_members import Member, PcaMember, Workspace, build_member
 from models.engine_rings import Chunk, padded
 from pipeline.bundle import Bundle
 from pipeline.values import Bool, Float32, Float64, Int32, Int64
@@ -31,6 +31,7 @@ class Scorer:
     Parameters
     ----------
     size : the most windows of a chunk, at least the largest batch.
+    space : buffers, the attributes below among them, that other groups' scorers of this member use in their turn.
 
     Attributes
     ----------
@@ -40,30 +41,24 @@ class Scorer:
     signature : equal for scorers that run the same code on arrays of the same shapes.
     """
 
-    def __init__(self, bundle: Bundle, group: int, index: int, size: int, device: torch.device) -> None:
+    def __init__(self, bundle: Bundle, group: int, index: int, size: int, space: Workspace) -> None:
         spec, channels = bundle.members[index], len(bundle.channels)
-        self._member: Member = build_member(bundle, group, index, device)
-        self._device, self._channels, self._rows = device, channels, spec.window
+        self._member: Member = build_member(bundle, group, index, space)
+        self._space, self._channels, self._rows = space, channels, spec.window
         self._readings, self._first = spec.window * channels, (bundle.window - spec.window) * channels
         self._whole, self._aggregate = spec.error == "window", spec.aggregate
-        prefix = f"g{group}.m{index}.agg."
+        prefix = f"g{group}.m{index}."
+        mine = {n.removeprefix(prefix): t for n, t in bundle.tensors.items() if n.startswith(prefix)}
+        self.signature = tuple(sorted((name, tensor.shape) for name, tensor in mine.items()))
         self._fitted = {
-            name.removeprefix(prefix): np.array(tensor, np.float64)
-            for name, tensor in bundle.tensors.items()
-            if name.startswith(prefix)
+            n.removeprefix("agg."): np.array(t, np.float64) for n, t in mine.items() if n.startswith("agg.")
         }
         check_fitted(spec.aggregate, channels, self._fitted)
-        mine = f"g{group}.m{index}."
-        self.signature = tuple(
-            sorted((n[len(mine) :], t.shape) for n, t in bundle.tensors.items() if n.startswith(mine))
-        )
         self.shapes = self._member.shapes
-        self._holed_room = torch.zeros(self.shapes[-1], padded(self._readings), device=device)
-        self._results = torch.zeros(2, size, channels, device=device)
-        self._host = self._results if device.type == "cpu" else torch.zeros(2, size, channels, pin_memory=True)
+        self._results, self._host = space.results(size, channels)
         self.expected: Float32 = self._host[0].numpy()
         self.residual: Float32 = self._host[1].numpy()
-        self.weight: Float32 = np.zeros((size, channels), np.float32)
+        self.weight: Float32 = self._host[2].numpy()
 
     def score(self, x: Tensor, chunk: Chunk, k: int) -> Float64:
         """Return the errors (k,) of the first k windows of a chunk.
@@ -80,8 +75,8 @@ class Scorer:
                 self._plain(windows[at : at + shape], self._results[:, at : at + shape])
         if len(holed):
             self._score_holed(windows, chunk.observed[holed, self._first :], holed)
-        if self._host is not self._results:
-            self._host[:, :k].copy_(self._results[:, :k])
+        if self._results.data_ptr() != self._host.data_ptr():
+            self._host[:2, :k].copy_(self._results[:, :k])
         _weigh(chunk.observed, chunk.age, self._rows if self._whole else 1, k, self.weight)
         return aggregate(self._aggregate, self.residual[:k], self.weight[:k], self._fitted)
 
@@ -96,7 +91,7 @@ class Scorer:
         tried = generator.standard_normal((self.shapes[-1], self._readings), np.float32)
         seen = generator.random(tried.shape) < _TRY_OBSERVED
         # Where a window starts within its row decides how it is aligned: it must start here as it does in a chunk.
-        room = torch.zeros(len(tried), padded(self._first + self._readings), device=self._device)
+        room = torch.zeros(len(tried), padded(self._first + self._readings), device=self._space.device)
         windows = room[:, self._first : self._first + self._readings]
 
         def plain(pick: Int64) -> Tensor:
@@ -121,7 +116,7 @@ class Scorer:
         """Score the windows at `holed`, each by its own `observed` (len(holed), D)."""
         for at, shape in cuts(len(holed), self.shapes):
             pick = np.minimum(np.arange(at, at + shape), len(holed) - 1)  # the last one fills the batch up
-            x = self._holed_room[:shape, : self._readings]
+            x = self._space.rows("holed", self.shapes[-1], self._readings)[:shape]
             x.copy_(windows[self._sent(holed[pick])])
             seen = self._sent(observed[pick])
             member = self._member
@@ -146,7 +141,7 @@ class Scorer:
         return into
 
     def _sent(self, array: Float32 | Bool | Int64) -> Tensor:
-        return torch.from_numpy(array).to(self._device)
+        return torch.from_numpy(array).to(self._space.device)
 
 
 def cuts(rows: int, shapes: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -79,7 +79,7 @@ def test_windows_that_cross_to_a_device_score_the_same():
     here, there = (TorchEngine(bundle, torch.device("cpu")) for _ in range(2))
     there._x = torch.full_like(there._host, torch.nan)
     for scorer in there._scorers[0]:
-        scorer._results = torch.full_like(scorer._host, torch.nan)
+        scorer._results = torch.full_like(scorer._results, torch.nan)
     slots = here.allocate(["a0", "a1", "a2"])
     there.allocate(["a0", "a1", "a2"])
     got, want = (each.push([(rows, slots[rows.asset])])[0] for each in (there, here))
