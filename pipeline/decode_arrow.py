@@ -152,7 +152,7 @@ def _assets(found: Any, key: bytes | None, mapping: FieldMapping) -> Any:
     """Return the asset of each row as a string array; null or "" where there is none."""
     if mapping.asset in ("", MESSAGE_KEY):
         name = key_asset(key) if mapping.asset else mapping.asset_value
-        return pa.repeat(pa.scalar(name, pa.large_string()), found.num_rows)
+        return pa.chunked_array([pa.repeat(pa.scalar(name, pa.large_string()), found.num_rows)])
     column = _plain(found.column(mapping.asset))
     if not (_is_text(column.type) or types.is_integer(column.type)):
         raise _wrong_columns(f"asset column {mapping.asset!r} must hold text or integers", found)
@@ -160,9 +160,9 @@ def _assets(found: Any, key: bytes | None, mapping: FieldMapping) -> Any:
 
 
 def _codes(assets: Any, good: Int64, table: AssetTable) -> Int32:
-    named = assets.take(pa.array(good)).combine_chunks().dictionary_encode() if len(good) else None
-    if named is None:
+    if not len(good):
         return np.zeros(0, np.int32)
+    named = assets.take(pa.array(good)).combine_chunks().dictionary_encode()  # names in the order they first appear
     codes = np.array([table.code(name) for name in named.dictionary.to_pylist()], np.int32)
     return codes[_to_numpy(named.indices)]  # type: ignore[no-any-return]
 

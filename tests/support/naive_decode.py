@@ -138,7 +138,7 @@ def _time(found, mapping):
     if value is None:
         raise _Bad("no_time")
     if mapping.time_unit == "iso":
-        ns = _iso(value) if isinstance(value, str) else None
+        ns = naive_iso(value) if isinstance(value, str) else None
     elif type(value) is int:
         ns = value * 10 ** UNITS[mapping.time_unit]
     elif type(value) is Decimal and value.is_finite():
@@ -156,7 +156,7 @@ def _time(found, mapping):
     return ns + mapping.time_origin_ns
 
 
-def _iso(text):
+def naive_iso(text):
     try:
         if len(text) < 19 or text[10] not in "Tt " or not text.isascii():
             return None

@@ -1,0 +1,59 @@
+import pytest
+
+from pipeline.decode import FieldMapping, mapping_problem
+from pipeline.errors import ConfigError
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"channels": ()}, "channels"),
+        ({"channels": ("a", "a")}, "channels"),
+        ({"channels": ("a", "")}, "channels"),
+        ({"channels": ("a", "\ud800")}, "channels"),
+        ({"fields": ("x",)}, "fields"),
+        ({"fields": ("x", "x")}, "fields"),
+        ({"fields": ("x", "ts")}, "fields"),
+        ({"channels": ("asset", "b")}, "fields"),
+        ({"format": "csv"}, "format"),
+        ({"layout": "deep"}, "layout"),
+        ({"time_unit": "min"}, "time_unit"),
+        ({"time": ""}, "time"),
+        ({"time": "asset"}, "fields"),
+        ({"asset": ""}, "asset_value"),
+        ({"asset_value": "p"}, "asset_value"),
+        ({"values": "v", "layout": "long"}, "values"),
+        ({"values": "v", "format": "arrow"}, "values"),
+        ({"layout": "long", "sensor": "value"}, "fields"),
+        ({"low": (1.0,)}, "low"),
+        ({"high": (1.0, NAN)}, "high"),
+        ({"low": (1.0, 0.0), "high": (2.0, -1.0)}, "low"),
+        ({"time_origin_ns": 1 << 63}, "time_origin_ns"),
+        ({"time_origin_ns": 1, "time_unit": "iso"}, "time_origin_ns"),
+        ({"max_ahead_ns": -1}, "max_ahead_ns"),
+        ({"max_bytes": 0}, "max_bytes"),
+    ],
+)
+def test_a_mapping_that_cannot_be_used_names_the_key_and_its_value(options, key):
+    with pytest.raises(ConfigError) as caught:
+        FieldMapping(**({"channels": ("a", "b")} | options))
+    assert caught.value.key == f"mapping.{key}"
+    assert repr(caught.value.value) in str(caught.value)
+    assert caught.value.fix
+
+
+def test_a_mapping_that_fits_has_no_problem():
+    assert mapping_problem(["ts", "a", "asset", "more", "b"], FieldMapping(("a", "b"))) is None
+    assert mapping_problem(["ts", "a"], FieldMapping(("x",), fields=("a",), asset="@key")) is None
+    assert mapping_problem(["ts", "v"], FieldMapping(("a", "b"), values="v", asset="", asset_value="p")) is None
+    assert mapping_problem(["t", "asset", "sensor", "value"], FieldMapping(("a",), layout="long", time="t")) is None
+
+
+def test_a_mapping_that_does_not_fit_says_what_is_missing_and_what_is_there():
+    problem = mapping_problem(["Time", "a"], FieldMapping(("a", "b"), asset="@key", time="time"))
+    assert problem is not None
+    assert "'time', 'b'" in problem
+    assert "'Time', 'a'" in problem
+    assert "none" in str(mapping_problem([], FieldMapping(("a",))))
