@@ -121,7 +121,7 @@ class DenseMember:
         weight, bias, relu = layers[-1]
         layers[-1] = (weight[len(weight) - last :].clone(), bias[len(bias) - last :].clone(), relu)
         self._layers = [
-            (weight.t(), bias, relu, space.rows(f"layer {i}", self.shapes[-1], len(bias)))
+            (weight.t().contiguous(), bias, relu, space.rows(f"layer {i}", self.shapes[-1], len(bias)))
             for i, (weight, bias, relu) in enumerate(layers)
         ]
 
