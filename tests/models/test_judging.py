@@ -136,3 +136,11 @@ def test_an_ensemble_that_does_as_well_is_served():
 def test_an_ensemble_with_more_false_alarms_or_fewer_finds_gives_way_to_pca():
     assert "5.00%" in loses_to_pca(made(0.05, 0.9, "e"), made(0.01, 0.9, "p"))
     assert "70.0%" in loses_to_pca(made(0.01, 0.7, "e"), made(0.01, 0.9, "p"))
+
+
+def test_faults_may_begin_before_the_rows_whose_false_alarms_count():
+    made = trial([series("p0")], {"p0": slice(1000, 1500)}, 8, seed=3, faults_from={"p0": 300})
+    counted = made.held[0].ts_ns[made.counts[0]] // NS_PER_S - fleet.START_S
+    assert (counted.min(), counted.max()) == (1000, 1499)
+    assert made.faults == 10
+    assert made.intervals[0].min() >= np.searchsorted(made.held[0].ts_ns, (fleet.START_S + 300) * NS_PER_S)
