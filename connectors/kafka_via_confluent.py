@@ -109,15 +109,15 @@ class ConfluentClient:
 
     def _ask(self, question: Callable[[AdminClient], Any], doing: str) -> Any:
         heard: list[KafkaError] = []
-        words: dict[str, Any] = {**self._words("admin"), "error_cb": heard.append}
-        admin = AdminClient(words)
-        try:
-            return question(admin)
-        except KafkaException as failed:
-            # "Timed out" is all the call itself says; why (a name, a certificate, a password) came by the callback.
-            admin.poll(0)
-            denied = [e for e in heard if e.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL)]
-            raise translated((denied or heard or [failed.args[0]])[0], doing) from failed
+        words: dict[str, Any] = {**self._words("admin"), "error_cb": heard.append, "log_level": 0}
+        with AdminClient(words) as admin:
+            try:
+                return question(admin)
+            except KafkaException as failed:
+                # "Timed out" is all the call itself says; why (a certificate, a password) came by the callback.
+                admin.poll(0)
+                denied = [e for e in heard if e.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL)]
+                raise translated((denied or heard or [failed.args[0]])[0], doing) from failed
 
 
 class ConfluentConsumer:

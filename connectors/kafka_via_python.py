@@ -46,6 +46,10 @@ class KafkaPythonClient:
 
     def __init__(self, settings: KafkaSettings) -> None:
         self.settings = settings
+        if settings.sasl:
+            # At level DEBUG the client writes its settings and what it sends to the log, the password among them.
+            for name in ("kafka.admin", "kafka.net", "kafka.protocol"):
+                logging.getLogger(name).setLevel(logging.INFO)
 
     def consumer(self, group: str, *, fetch_wait_s: float = 0.1) -> KafkaPythonConsumer:
         """Return a consumer of a group."""

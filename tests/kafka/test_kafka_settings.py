@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -122,13 +123,15 @@ def secure(broker: Broker, password: str = PASSWORD, ca: str | None = None) -> K
 @pytest.mark.kafka
 @pytest.mark.parametrize("library", ["kafka-python", "confluent"])
 def test_a_commit_goes_through_an_encrypted_connection_with_a_password(
-    library: str, broker: Broker, feed: FeedTopics
+    library: str, broker: Broker, feed: FeedTopics, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.DEBUG)
     client = connect(secure(broker), library)
     committer = KafkaCommitter(client, group=feed.group, slot=0, **feed.topics())
     committer.commit(Batch({(feed.input, 0): 5}, [an_alert()]))
     committer.close()
     assert [key for key, _ in feed.read(feed.alerts)] == [b"pump-7"]
+    assert PASSWORD not in caplog.text
 
 
 @pytest.mark.kafka

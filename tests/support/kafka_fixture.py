@@ -41,23 +41,34 @@ class Broker:
         return self.cluster.bootstrap
 
 
-@functools.cache
 def shared_broker() -> Broker:
     """The session's broker; skips the test, or fails it in CI, where none can be run."""
+    started, why = _start_once()
+    if started is not None:
+        return started
+    if why.startswith("no way to run") and not os.environ.get("CI"):
+        pytest.skip(why)
+    pytest.fail(why)
+
+
+@functools.cache
+def _start_once() -> tuple[Broker | None, str]:
+    """Start the broker; or say why not, once for all tests."""
     try:
         find_runtime()
     except Unavailable as missing:
-        if os.environ.get("CI"):
-            pytest.fail(str(missing))
-        pytest.skip(str(missing))
+        return None, str(missing)
     folder = Path(tempfile.mkdtemp(prefix="midwatch-test-"))
     cluster = Cluster(properties={"group.min.session.timeout.ms": "1000"})
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     atexit.register(cluster.stop)
     (port,) = free_ports(1)
     secure = _add_secure_listener(cluster, port, folder)
-    cluster.start()
-    return Broker(cluster, f"127.0.0.1:{port}" if secure else "", folder / "ca.pem")
+    try:
+        cluster.start()
+    except Unavailable as failed:
+        return None, str(failed)
+    return Broker(cluster, f"127.0.0.1:{port}" if secure else "", folder / "ca.pem"), ""
 
 
 def _add_secure_listener(cluster: Cluster, port: int, folder: Path) -> bool:
