@@ -21,7 +21,9 @@ def asset_codes(text: UInt8, start: Int64, end: Int64, table: AssetTable) -> Int
     ------
     ConfigError : the table takes no more assets.
     """
-    index = _INDEXES.setdefault(table, _NameIndex())
+    index = _INDEXES.get(table)
+    if index is None:
+        index = _INDEXES[table] = _NameIndex()
     index.add(table.names[index.count :])  # those that came another way, as from a restored state
     codes = np.empty(len(start), np.int32)
     row = 0

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit
 
 from pipeline.mapping import MAX_TS_NS
-from pipeline.values import Bool, Float32, Int64, Quality, UInt8
+from pipeline.values import Bool, Float32, Int32, Int64, Quality, UInt8
 
 _OK = int(Quality.OK)
 _ABSENT = int(Quality.ABSENT)
 _NON_FINITE = int(Quality.NON_FINITE)
 _OUT_OF_RANGE = int(Quality.OUT_OF_RANGE)
+
+
+class Unchecked(NamedTuple):
+    """Rows as they came: what decoding hands to the checks."""
+
+    offset: Int64  # (n,)
+    row: Int32  # (n,)
+    asset: Int32  # (n,), codes of the partition's table
+    ts_ns: Int64  # (n,)
+    x: Float32  # (n, C), anything where not given
+    given: Bool  # (n, C), the message had a value here
 
 
 def check_readings(
@@ -31,10 +45,10 @@ def check_readings(
     x, observed, quality : (n, C) each, new arrays. x is 0.0 where not observed, and a negative zero is 0.0, so that
         equal readings have equal bits.
     """
-    with np.errstate(over="ignore"):
-        lowest = np.asarray(low or (-np.inf,) * x.shape[1]).astype(np.float32)
-        highest = np.asarray(high or (np.inf,) * x.shape[1]).astype(np.float32)
-    return _check(x, given, lowest, highest)  # type: ignore[no-any-return]
+    channels = x.shape[1]
+    return _check(  # type: ignore[no-any-return]
+        x, given, _float32(low or (-np.inf,) * channels), _float32(high or (np.inf,) * channels)
+    )
 
 
 def latest_ts_ns(log_ts_ns: Int64, max_ahead_ns: int | None) -> Int64:
@@ -53,6 +67,12 @@ def latest_ts_ns(log_ts_ns: Int64, max_ahead_ns: int | None) -> Int64:
         return np.full(len(log_ts_ns), MAX_TS_NS, np.int64)
     ahead = np.clip(log_ts_ns, -MAX_TS_NS, MAX_TS_NS) + min(max_ahead_ns, MAX_TS_NS - 1)
     return np.where(log_ts_ns == 0, MAX_TS_NS, np.minimum(ahead, MAX_TS_NS))
+
+
+@lru_cache(maxsize=128)
+def _float32(limits: tuple[float, ...]) -> Float32:
+    with np.errstate(over="ignore"):
+        return np.array(limits, np.float64).astype(np.float32)
 
 
 @njit(nogil=True, cache=True)

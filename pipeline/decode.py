@@ -8,7 +8,7 @@ same stateless checks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline import json_tokens, scan_json
 from pipeline.asset_names import asset_codes
-from pipeline.checks import check_readings, latest_ts_ns
+from pipeline.checks import Unchecked, check_readings, latest_ts_ns
 from pipeline.decode_arrow import decode_arrow
 from pipeline.decode_json import Row, read_message
 from pipeline.faults import Fault
@@ -25,6 +25,8 @@ from pipeline.state import AssetTable
 from pipeline.values import Bool, DeadLetter, Float32, Int32, Int64, Polled, Rows, UInt8
 
 __all__ = ["Decoded", "FieldMapping", "decode", "mapping_problem"]
+
+_FEW = 4  # messages that are read sooner than a scan of them is set up
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +57,20 @@ def decode(polled: Polled, mapping: FieldMapping, table: AssetTable) -> Decoded:
     ConfigError : the table takes no more assets.
     """
     read = _decode_json if mapping.format == "json" else decode_arrow
-    rows, dead = read(polled, mapping, table)
-    x, observed, quality = check_readings(rows.x, rows.observed, mapping.low, mapping.high)
-    return Decoded(replace(rows, x=x, observed=observed, quality=quality), dead)
+    found, dead = read(polled, mapping, table)
+    x, observed, quality = check_readings(found.x, found.given, mapping.low, mapping.high)
+    rows = Rows(
+        partition=polled.partition,
+        asset=found.asset,
+        ts_ns=found.ts_ns,
+        x=x,
+        observed=observed,
+        quality=quality,
+        offset=found.offset,
+        row=found.row,
+        continuity=np.zeros(len(found.row), np.uint8),
+    )
+    return Decoded(rows, dead)
 
 
 class _Block(NamedTuple):
@@ -72,27 +85,25 @@ class _Block(NamedTuple):
     given: Bool  # (n, C)
 
 
-def _decode_json(polled: Polled, mapping: FieldMapping, table: AssetTable) -> tuple[Rows, list[DeadLetter]]:
+def _decode_json(polled: Polled, mapping: FieldMapping, table: AssetTable) -> tuple[Unchecked, list[DeadLetter]]:
     latest_ns = latest_ts_ns(polled.log_ts_ns, mapping.max_ahead_ns)
-    text, taken, block = _scan(polled, mapping, latest_ns)
-    left, dead = _read_left(polled, mapping, latest_ns, np.flatnonzero(~taken))
+    names, rules = _plan(mapping)
+    if names is None or len(polled) <= _FEW:
+        left, dead = _read_exactly(polled, mapping, latest_ns, np.arange(len(polled)))
+        codes = np.array([table.code(row.asset) for _, row in left], np.int32)
+        message, row, ts_ns, x, given = _columns(left, len(mapping.channels))
+        return Unchecked(polled.offset[message], row, codes, ts_ns, x, given), dead
+    text, taken, block = _scan(polled, mapping, latest_ns, names, rules)
+    left, dead = _read_exactly(polled, mapping, latest_ns, np.flatnonzero(~taken))
     if left:
         text, block = _merge(text, block, left)
-    rows = Rows(
-        partition=polled.partition,
-        asset=asset_codes(text, block.name_start, block.name_end, table),
-        ts_ns=block.ts_ns,
-        x=block.x,
-        observed=block.given,
-        quality=np.zeros(block.x.shape, np.uint8),
-        offset=polled.offset[block.message],
-        row=block.row,
-        continuity=np.zeros(len(block.row), np.uint8),
-    )
-    return rows, dead
+    codes = asset_codes(text, block.name_start, block.name_end, table)
+    return Unchecked(polled.offset[block.message], block.row, codes, block.ts_ns, block.x, block.given), dead
 
 
-def _scan(polled: Polled, mapping: FieldMapping, latest_ns: Int64) -> tuple[UInt8, Bool, _Block]:
+def _scan(
+    polled: Polled, mapping: FieldMapping, latest_ns: Int64, names: scan_json.Names, rules: scan_json.Rules
+) -> tuple[UInt8, Bool, _Block]:
     """Return the text of all messages, which of them the scanner took, and their rows."""
     n = len(polled)
     text, start, end, name_start, name_end = _joined(polled, mapping)
@@ -106,9 +117,7 @@ def _scan(polled: Polled, mapping: FieldMapping, latest_ns: Int64) -> tuple[UInt
         x=np.zeros((n, width), np.float32),
         given=np.zeros((n, width), np.bool_),
     )
-    names, rules = _plan(mapping)
-    if names is not None:
-        scan_json.scan(text, start, end, latest_ns, names, rules, out)
+    scan_json.scan(text, start, end, latest_ns, names, rules, out)
     rows = slice(None) if out.taken.all() else np.flatnonzero(out.taken)
     x, given = out.x[rows], out.given[rows]
     if mapping.layout == "long":
@@ -151,7 +160,7 @@ def _joined(polled: Polled, mapping: FieldMapping) -> tuple[json_tokens.Text, In
     sizes = np.fromiter(map(len, parts), np.int64, len(parts))
     end = np.cumsum(sizes + 1) - 1
     start = end - sizes
-    text = json_tokens.text_of(b"\0".join([*parts, b""]))
+    text = json_tokens.text_of(parts)
     if len(parts) > n:
         return text, start[:n], end[:n], start[n:], end[n:]
     return text, start, end, np.zeros(n, np.int64), np.zeros(n, np.int64)
@@ -173,7 +182,7 @@ def _is_utf8(name: bytes) -> bool:
     return bool(json_tokens.valid_utf8(np.frombuffer(name, np.uint8), 0, len(name)))
 
 
-def _read_left(
+def _read_exactly(
     polled: Polled, mapping: FieldMapping, latest_ns: Int64, messages: Int64
 ) -> tuple[list[tuple[int, Row]], list[DeadLetter]]:
     """Read messages exactly, one by one: rows with the index of their message, and dead letters."""
@@ -189,23 +198,25 @@ def _read_left(
     return rows, dead
 
 
+def _columns(rows: Sequence[tuple[int, Row]], channels: int) -> tuple[Int64, Int32, Int64, Float32, Bool]:
+    """Return message, row, ts_ns, x and given of rows."""
+    values = np.array([row.values for _, row in rows], np.float64).reshape(len(rows), channels)  # None becomes NaN
+    given = np.array([[value is not None for value in row.values] for _, row in rows], np.bool_).reshape(values.shape)
+    with np.errstate(over="ignore"):
+        x = values.astype(np.float32)
+    message = np.array([i for i, _ in rows], np.int64)
+    row = np.array([row.row for _, row in rows], np.int32)
+    return message, row, np.array([row.ts_ns for _, row in rows], np.int64), x, given
+
+
 def _merge(text: UInt8, block: _Block, left: Sequence[tuple[int, Row]]) -> tuple[UInt8, _Block]:
     """Put exactly read rows between the scanned ones, in log order; return the text with their assets' names too."""
     names = [row.asset.encode() for _, row in left]
-    name_end = len(text) + np.cumsum([len(name) for name in names])
-    values = np.array([row.values for _, row in left], np.float64)  # None becomes NaN
-    with np.errstate(over="ignore"):
-        x = values.astype(np.float32)
-    added = _Block(
-        message=np.array([i for i, _ in left], np.int64),
-        row=np.array([row.row for _, row in left], np.int32),
-        ts_ns=np.array([row.ts_ns for _, row in left], np.int64),
-        name_start=name_end - [len(name) for name in names],
-        name_end=name_end,
-        x=x,
-        given=np.array([[value is not None for value in row.values] for _, row in left], np.bool_),
-    )
-    order = np.argsort(np.concatenate([block.message, added.message]), kind="stable")
+    sizes = np.array([len(name) for name in names], np.int64)
+    end = len(text) + np.cumsum(sizes)
+    message, row, ts_ns, x, given = _columns(left, block.x.shape[1])
+    added = _Block(message, row, ts_ns, end - sizes, end, x, given)
+    order = np.argsort(np.concatenate([block.message, message]), kind="stable")
     pairs: Any = zip(block, added, strict=True)
     merged = _Block(*(np.concatenate(pair)[order] for pair in pairs))
     longer = np.concatenate([text, np.frombuffer(b"".join(names), np.uint8)])

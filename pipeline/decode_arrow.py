@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import types
 
-from pipeline.checks import latest_ts_ns
+from pipeline.checks import Unchecked, latest_ts_ns
 from pipeline.event_time import floats_ns, integers_ns, texts_ns
 from pipeline.faults import (
     Fault,
@@ -27,31 +27,19 @@ from pipeline.faults import (
 )
 from pipeline.mapping import MESSAGE_KEY, UNIT_DIGITS, FieldMapping
 from pipeline.state import AssetTable
-from pipeline.values import Bool, DeadLetter, Float32, Int32, Int64, Polled, Rows
+from pipeline.values import Bool, DeadLetter, Float32, Int32, Int64, Polled
 
 _OK, _NO_ASSET, _NO_TIME, _BAD_TIME, _FUTURE, _UNKNOWN_SENSOR = range(6)
 
 
-class _Block(NamedTuple):
-    """The good rows of one message."""
-
-    offset: Int64
-    row: Int32
-    asset: Int32
-    ts_ns: Int64
-    x: Float32  # (n, C)
-    given: Bool  # (n, C)
-
-
-def decode_arrow(polled: Polled, mapping: FieldMapping, table: AssetTable) -> tuple[Rows, list[DeadLetter]]:
-    """Read Arrow messages; `observed` of the rows says what was given, before any check.
+def decode_arrow(polled: Polled, mapping: FieldMapping, table: AssetTable) -> tuple[Unchecked, list[DeadLetter]]:
+    """Read Arrow messages.
 
     Raises
     ------
     ConfigError : the table takes no more assets.
     """
-    channels = len(mapping.channels)
-    blocks = [_empty_block(channels)]
+    blocks = [_no_rows(len(mapping.channels))]
     dead: list[DeadLetter] = []
     latest_ns = latest_ts_ns(polled.log_ts_ns, mapping.max_ahead_ns)
     for i, message in enumerate(polled.value):
@@ -63,30 +51,17 @@ def decode_arrow(polled: Polled, mapping: FieldMapping, table: AssetTable) -> tu
         except Unusable as error:
             faults = [error.fault(-1, message or b"")]
         dead += [DeadLetter(polled.topic, polled.partition, offset, *fault) for fault in faults]
-    whole = _Block(*(np.concatenate(parts) for parts in zip(*blocks, strict=True)))
-    rows = Rows(
-        partition=polled.partition,
-        asset=whole.asset,
-        ts_ns=whole.ts_ns,
-        x=whole.x,
-        observed=whole.given,
-        quality=np.zeros(whole.x.shape, np.uint8),
-        offset=whole.offset,
-        row=whole.row,
-        continuity=np.zeros(len(whole.row), np.uint8),
-    )
-    return rows, dead
+    return Unchecked(*(np.concatenate(parts) for parts in zip(*blocks, strict=True))), dead
 
 
-def _empty_block(channels: int) -> _Block:
-    none = np.zeros(0, np.int64)
-    some = np.zeros((0, channels))
-    return _Block(none, none.astype(np.int32), none.astype(np.int32), none, some.astype(np.float32), some.astype(bool))
+def _no_rows(channels: int) -> Unchecked:
+    codes, times, readings = np.zeros(0, np.int32), np.zeros(0, np.int64), np.zeros((0, channels), np.float32)
+    return Unchecked(times, codes, codes, times, readings, readings.astype(np.bool_))
 
 
 def _read_message(
     message: bytes | None, key: bytes | None, offset: int, latest_ns: int, mapping: FieldMapping, table: AssetTable
-) -> tuple[_Block, list[Fault]]:
+) -> tuple[Unchecked, list[Fault]]:
     """Return the good rows of one message, and the faults of the others.
 
     Raises
@@ -107,7 +82,7 @@ def _read_message(
     reason[_to_numpy(pc.equal(pc.fill_null(assets, ""), ""))] = _NO_ASSET
     good = np.flatnonzero(reason == _OK)
     x, given = _long(found, sensors, mapping) if mapping.layout == "long" else _wide(found, mapping)
-    block = _Block(
+    block = Unchecked(
         offset=np.full(len(good), offset, np.int64),
         row=good.astype(np.int32),
         asset=_codes(assets, good, table),

@@ -16,6 +16,7 @@ References
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -46,9 +47,9 @@ class Text(NamedTuple):
     words: UInt64  # (b,)
 
 
-def text_of(messages: bytes) -> Text:
+def text_of(messages: Sequence[bytes]) -> Text:
     """Return messages, each followed by a NUL, as the kernels read them."""
-    padded = messages + bytes(9)  # two words at least: numpy takes a lone one for another kind of array
+    padded = b"\0".join([*messages, bytes(9)])  # two words at least: numpy takes one for another kind of array
     words = np.ndarray(len(padded) - 7, np.uint64, padded, strides=(1,))
     return Text(np.frombuffer(padded, np.uint8), words)
 

@@ -27,11 +27,12 @@ MAPPINGS = {
 
 
 def both(messages, mapping, keys=None):
-    """Decode with the scanner and without it."""
+    """Decode with the scanner, however few they are, and without it."""
     polled = polled_of(messages, keys, LOG_NS)
     table, exact_table = AssetTable({}), AssetTable({})
-    decoded = decode(polled, mapping, table)
-    with patch.object(decoding, "_plan", lambda _: (None, None)):
+    with patch.object(decoding, "_FEW", -1):
+        decoded = decode(polled, mapping, table)
+    with patch.object(decoding, "_FEW", len(messages)):
         exact = decode(polled, mapping, exact_table)
     assert table.names == exact_table.names
     return polled, decoded, exact, table
@@ -81,7 +82,7 @@ def test_a_number_on_the_border_of_two_floats_reads_the_same_both_ways(x):
 
 
 @SOME
-@given(st.lists(texts(messages), min_size=2, max_size=6), st.data())
+@given(st.lists(texts(messages), min_size=2, max_size=8), st.data())
 def test_how_messages_are_cut_into_polls_changes_nothing(batch, data):
     mapping = MAPPINGS["values"]
     at = data.draw(st.integers(0, len(batch)))
@@ -114,7 +115,8 @@ COMMON = {
 def test_the_shapes_that_feeds_send_never_see_the_exact_path(name):
     batch = COMMON[name] * 3
     polled = polled_of(batch, [b"key"] * len(batch), LOG_NS)
-    with patch.object(decoding, "read_message", side_effect=AssertionError("left to the exact path")):
+    unread = patch.object(decoding, "read_message", side_effect=AssertionError("left to the exact path"))
+    with unread, patch.object(decoding, "_FEW", -1):
         decoded = decode(polled, MAPPINGS[name], AssetTable({}))
     assert len(decoded.rows) == len(batch)
     check(batch, MAPPINGS[name], [b"key"] * len(batch))
