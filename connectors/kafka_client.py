@@ -239,7 +239,7 @@ def missing_topic(
     command = (
         f"kafka-topics.sh --bootstrap-server {bootstrap} --create --topic {topic} --partitions {partitions}{extra}"
     )
-    return ConfigError("topic", topic, f"no such topic; `midwatch init` creates it, and so does `{command}`")
+    return ConfigError("topic", topic, f"no such topic; `{command}` creates it")
 
 
 def out_of_range(topic: str, partition: int, offset: int, first: int, end: int) -> StateError:

@@ -223,10 +223,10 @@ class KafkaCommitter:
             return
         if not isinstance(self._over, Unavailable):
             raise self._over
-        self._producer.close()
-        self._producer = self._open_producer()
+        broken, self._producer = self._producer, self._open_producer()
         self._numbers.clear()
         self._over = None
+        broken.close()
 
     def _last_number(self, place: Place) -> int:
         if place not in self._numbers:

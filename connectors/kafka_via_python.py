@@ -313,8 +313,9 @@ class KafkaPythonProducer:
             self._producer.abort_transaction()
 
     def close(self) -> None:
-        """Let go of the connections."""
-        self._producer.close(timeout=5)
+        """Let go of the connections; what was not sent by then is given up."""
+        with contextlib.suppress(KafkaError):
+            self._producer.close(timeout=5)
 
     @contextlib.contextmanager
     def _guarded(self, name: str) -> Iterator[None]:

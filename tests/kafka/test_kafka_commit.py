@@ -20,7 +20,7 @@ from connectors.kafka_client import Committed, NewTopic
 from connectors.kafka_commit import KafkaCommitter
 from connectors.kafka_state import MARKER_KEY, CommitMarker, encode_marker
 from connectors.kafka_topics import create_topics
-from pipeline.errors import ConfigError, StateError
+from pipeline.errors import BrokerUnavailable, ConfigError, StateError
 from pipeline.protocols import AssetState, Batch, Committer, Restored
 
 pytestmark = pytest.mark.kafka
@@ -148,6 +148,26 @@ def test_a_broker_that_stops_answering_ends_the_process_and_the_next_goes_on_fro
     assert worker.returncode == 75
     assert opened().restore(*place) == Restored(100, states("pump-7"))
     assert feed.read(feed.alerts) == []
+
+
+@pytest.mark.parametrize("library", ["confluent"], indirect=True)  # kafka-python waits until the watchdog ends it
+def test_a_commit_that_failed_for_want_of_a_broker_is_made_again_after_a_restore(
+    feed: FeedTopics, opened: Open, broker: Broker
+) -> None:
+    place = (feed.input, 0)
+    batch = Batch({place: 20}, [an_alert()], states={place: states("a", mark="newer")})
+    committer = opened(commit_timeout_s=1.5)
+    committer.commit(Batch({place: 10}, states={place: states("a")}))
+    broker.cluster.pause(1)
+    try:
+        with pytest.raises(BrokerUnavailable, match="slot 0"):
+            committer.commit(batch)
+    finally:
+        broker.cluster.resume(1)
+    assert committer.restore(*place) == Restored(10, states("a"))
+    committer.commit(batch)
+    assert committer.restore(*place) == Restored(20, states("a", mark="newer"))
+    assert len(feed.read(feed.alerts)) == 1
 
 
 def start_worker(feed: FeedTopics, library: str, step: str, timeout_s: float = 10.0) -> subprocess.Popen[str]:
