@@ -7,7 +7,19 @@ import pytest
 from decode_cases import bits, dead_of, polled_of, rows_of
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from json_cases import AWKWARD, CHANNELS, LOG_NS, keys, long_messages, messages, numbers, texts
+from json_cases import (
+    AWKWARD,
+    CHANNELS,
+    LOG_NS,
+    ODD_ASSETS,
+    ODD_NUMBERS,
+    ODD_TIMES,
+    keys,
+    long_messages,
+    messages,
+    numbers,
+    texts,
+)
 from naive_decode import naive_decode
 
 from pipeline import decode as decoding
@@ -66,6 +78,17 @@ def test_long_messages_decode_as_the_naive_decoder_says(batch):
 def test_a_number_reads_to_the_same_float32_both_ways(number):
     body = '{"asset":"a","ts":1,"values":{"s0":' + number + "}}"
     check([body.encode(), body.replace("}}", ' ,"s3":1}}').encode()], MAPPINGS["plain"])
+
+
+def test_every_odd_number_and_time_reads_the_same_both_ways():
+    body = '{{"asset":"a","ts":{},"values":{{"s0":{}}},"extra":{}}}'
+    in_place = [("1", number, "1") for number in ODD_NUMBERS.split()] + [("1", "1", n) for n in ODD_NUMBERS.split()]
+    in_place += [(time, "1", "1") for time in (ODD_TIMES + ODD_NUMBERS).split()]
+    batch = [body.format(*parts).encode() for parts in in_place]
+    for unit in ("ns", "us", "ms", "s", "iso"):
+        check(batch, FieldMapping(CHANNELS, values="values", time_unit=unit))
+    assets = [f'{{"asset":{number},"ts":1,"values":[1,2,3,4]}}'.encode() for number in ODD_ASSETS]
+    check(assets, MAPPINGS["plain"])
 
 
 def neighbours(x):
