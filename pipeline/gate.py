@@ -123,7 +123,6 @@ def _mask(
         if continuity[i] != _CONTINUES:
             last_age[a] = 0
             passed_age[a] = 0
-            run[a] = 0
             absent[a] = 0
         for c in range(x.shape[1]):
             if last_age[a, c] > 0:

@@ -113,6 +113,10 @@ def test_readings_all_over_the_place_stay_masked():
 def test_a_step_over_k_rows_may_be_k_times_as_large():
     assert verdict([1, 0, 0, 7], [0, ABSENT, GAP, 0], step=2)[3] == OK
     assert verdict([1, 0, 0, 7.5], [0, ABSENT, GAP, 0], step=2)[3] == JUMP
+    after_a_jump = [0, 0, ABSENT, 0]
+    assert verdict([1, 50, 0, 54], after_a_jump, step=2)[3] == OK
+    assert verdict([1, 50, 0, 7], after_a_jump, step=2)[3] == OK
+    assert verdict([1, 50, 0, 7.5], after_a_jump, step=2)[3] == JUMP
 
 
 def test_a_step_of_exactly_max_step_is_no_jump():

@@ -1,4 +1,5 @@
 from dataclasses import fields, replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from score_cases import calibration_of, scores_of
 
 from pipeline.bundle import SmootherSpec
 from pipeline.errors import BundleError, ConfigError, ShapeError
-from pipeline.smooth import _median_mad, smooth, smoother_columns
+from pipeline.smooth import _bucket, _median_mad, smooth, smoother_columns
 from pipeline.values import Continuity
 
 FEW = settings(deadline=None, max_examples=60)
@@ -116,6 +117,13 @@ def test_median_and_mad_of_a_sorted_window_are_numpys(values):
     assert _median_mad(np.sort(values), len(values)) == median_mad(values)
 
 
+@settings(deadline=None, max_examples=200)
+@given(st.integers(-(2**62), 2**62), st.integers(8, 4096), st.data())
+def test_buckets_of_event_time_are_exact_at_any_date(ts, m, data):
+    span = data.draw(st.integers(m, 2**62 // m - 1))
+    assert _bucket(ts, span, m) == Fraction(ts) // Fraction(span, m)
+
+
 def test_a_long_run_of_a_full_window_stays_exact():
     rng = np.random.default_rng(5)
     spec = SmootherSpec(memory=128, span_ns=1280)
@@ -200,6 +208,12 @@ def test_a_fresh_asset_starts_from_the_calibration_again_even_if_its_first_frame
     out, table = run(again, calibration_of([np.linspace(-1, 1, 16)]), SPEC)
     assert out["smoothed"][4] == out["smoothed"][0]
     assert table["smoother_oldest"][0] == 1
+
+
+def test_a_fresh_asset_may_admit_in_the_bucket_it_left_off_in():
+    scores = scores_of(0, [0, 1], [0.25, 0.5], [FRESH, FRESH])
+    _, table = run(scores, calibration_of([np.linspace(-1, 1, 16)]), SPEC)
+    assert table["smoother_order"][0, 0] == 0.5
 
 
 def test_a_new_window_goes_on_with_the_same_yardstick():
