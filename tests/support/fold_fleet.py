@@ -6,9 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from models.calibration import CalibrationSpec, calibrate
-from pipeline.decode import FieldMapping
 
+from models.calibration import CalibrationSpec, calibrate
 from models.engine import open_engine
 from models.fitting import fit_bundle
 from models.series import Series
@@ -17,6 +16,7 @@ from pipeline.alert import AlertSpec, LifeCycleSpec
 from pipeline.align import AlignSpec
 from pipeline.bundle import SmootherSpec
 from pipeline.chain import Chain, ChainSpec
+from pipeline.decode import FieldMapping
 from pipeline.gate import GateSpec
 from pipeline.values import NS_PER_S, Polled
 

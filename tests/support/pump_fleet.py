@@ -1,6 +1,7 @@
 """A small simulated fleet as settings, files and a history: what the nightly jobs are tested on."""
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,10 @@ def alert(name, asset, start, end, kind="anomaly"):
         threshold=1.0, coverage=1.0, top_channels=(), model_id="b" + 12 * "0", config_id="cfg",
         evidence=Position("readings", 0, start * PUMPS),
     )  # fmt: skip
+
+
+def replace_alert(asset, kind, opened_ns):
+    return replace(alert("a", asset, 0, None, kind), opened_ns=opened_ns, start_ns=opened_ns, onset_ns=opened_ns)
 
 
 class Recorder(Console):
