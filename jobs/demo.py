@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from jobs.console import Console
     from jobs.settings import Settings
 
-PUMPS, PERIOD_S, NORMAL_DAYS = 8, 10.0, 2
+PUMPS, PERIOD_S, NORMAL_DAYS = 8, 20.0, 6
 _DAY_ROWS = int(86_400 / PERIOD_S)
 _END_NS = 1_790_640_000 * NS_PER_S  # the demo's own midnight: two runs with one seed print the same figures
-_SETTLE_NS = 1800 * NS_PER_S  # what a fault stirs up may be told until this long after its end
+_SETTLE_NS = 3600 * NS_PER_S  # what a fault stirs up may be told until this long after its end
 _MADE = ("history", "models", "state", "normal.parquet", "live.ndjson", "midwatch.toml", "labels.ndjson", "report.html")
 
 
@@ -106,7 +106,15 @@ asset = "asset"
 time = "ts"
 time_unit = "ns"
 
+[train]
+per_group = "fleet"
+pca_variance = 0.98
+steps = 500
+percentile = 99.9
+
 [alert]
+open_at = 1.5
+close_at = 1.0
 merge_gap_s = 900
 
 [source]

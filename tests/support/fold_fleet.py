@@ -85,7 +85,7 @@ def chain(kind, **options):
 
 @functools.cache
 def lines(rows=160):
-    """(asset, second, JSON message) of all assets, with a process fault, a stuck sensor, a lost one, gaps and poison."""
+    """(asset, second, JSON message) of all assets: a process fault, a stuck sensor, a lost one, gaps and poison."""
     out = []
     values = {asset: readings(asset, rows, seed=2) for asset in ASSETS}
     values["p0"][60:80, 1] += 3  # head no longer follows from flow
