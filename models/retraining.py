@@ -12,7 +12,7 @@ from typing import Any
 
 from models.calibration import CalibrationSpec, calibrate, recalibrate
 from models.fitting import Progress, fit_bundle
-from models.judging import PCA_SLACK, Stretch, Trial, loses_to_pca, outcome, pca_alone, profile, trial
+from models.judging import Stretch, Trial, loses_to_pca, outcome, pca_alone, profile, trial
 from models.promotion import GateLimits, GateReport, Outcome, judge
 from models.series import Series
 from models.splits import Split, fit_part, holdout, split, to_judge
@@ -20,9 +20,11 @@ from models.train_spec import TrainSpec, member_specs
 from pipeline.bundle import Bundle
 
 CANDIDATE = "the candidate"
-LIMITS = GateLimits(pca_recall_slack=PCA_SLACK)
+# Of 200 faults on single channels an ensemble found 26 % and its PCA 32 %, and yet it ranked the real faults of the same
+# servers better (VUS-PR .57 against .52): only a clear deficit says that the ensemble is broken.
+LIMITS = GateLimits(pca_recall_slack=0.1)
 # A first model takes no better one's place, so it is let off the tight false-alarm budget and may be judged on as few
-# rows as a threshold may rest on. How many faults of a single channel can be found at all depends on the plant (a sixth
+# rows as a threshold may rest on. How many faults of a single channel can be found at all depends on the plant (a quarter
 # of them on real servers, most of them on simulated pumps): the least recall only tells a model that finds nothing.
 FIRST_LIMITS = replace(LIMITS, far_budget=LIMITS.far_ceiling, min_recall=0.1, min_normal_rows=200, min_faults=5)
 UNMEASURED = (
@@ -101,7 +103,7 @@ def retrain(
     if alone is not None:
         calibrated = _calibrated(alone, series, splits, spec)
         pca = outcome(calibrated, on, spec.devices[0], "PCA alone")
-        instead = loses_to_pca(own, pca) if "pca" in spec.train.members else ""  # else nobody asked for it
+        instead = loses_to_pca(own, pca, LIMITS) if "pca" in spec.train.members else ""  # else nobody asked for it
         if instead:
             candidate, own = calibrated, replace(pca, model_id=CANDIDATE)
     report = _report(own, pca, champion, on, spec)
