@@ -20,11 +20,11 @@ from models.train_spec import TrainSpec, member_specs
 from pipeline.bundle import Bundle
 
 CANDIDATE = "the candidate"
-# Of 200 faults on single channels an ensemble found 26 % and its PCA 32 %, and yet it ranked the real faults of the same
+# Of 200 faults on single channels an ensemble found 26 % and its PCA 32 %, and yet it ranked the real faults of those
 # servers better (VUS-PR .57 against .52): only a clear deficit says that the ensemble is broken.
 LIMITS = GateLimits(pca_recall_slack=0.1)
 # A first model takes no better one's place, so it is let off the tight false-alarm budget and may be judged on as few
-# rows as a threshold may rest on. How many faults of a single channel can be found at all depends on the plant (a quarter
+# rows as a threshold may rest on. How many faults of a single channel can be found at all depends on the plant (a third
 # of them on real servers, most of them on simulated pumps): the least recall only tells a model that finds nothing.
 FIRST_LIMITS = replace(LIMITS, far_budget=LIMITS.far_ceiling, min_recall=0.1, min_normal_rows=200, min_faults=5)
 UNMEASURED = (
