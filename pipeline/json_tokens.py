@@ -71,7 +71,43 @@ def after_space(text: UInt8, at: int) -> int:
 
 @kernel
 def skip_value(text: Text, at: int) -> int:
-    """Pass over a value that no one asked for, if it is a simple one."""
+    """Pass over a value that no one asked for, with up to 60 brackets open."""
+    nest = 1  # a bit per open bracket, the innermost last: 1 for an object, 0 for an array; the first bit is none
+    while True:
+        c = text.bytes[at]
+        if c in (OPEN, OPEN_ARRAY):
+            nest = 2 * nest + int(c == OPEN)
+            at = after_space(text.bytes, at + 1)
+            if text.bytes[at] not in (CLOSE, CLOSE_ARRAY):
+                at = _member(text.bytes, at, nest)
+                if at < 0 or nest >> 60:
+                    return -1
+                continue
+        else:
+            at = _simple(text, at)
+        while at >= 0 and nest > 1:
+            at = after_space(text.bytes, at)
+            if text.bytes[at] == COMMA:
+                at = _member(text.bytes, after_space(text.bytes, at + 1), nest)
+                break
+            at = at + 1 if text.bytes[at] == (CLOSE if nest & 1 else CLOSE_ARRAY) else -1
+            nest >>= 1
+        if at < 0 or nest == 1:
+            return at
+
+
+@kernel
+def _member(text: UInt8, at: int, nest: int) -> int:
+    """Return where the value of the next member begins, after its name if it is an object's."""
+    if not nest & 1:
+        return at
+    end = string_end(text, at + 1) if text[at] == QUOTE else -1
+    return after_colon(text, end + 1) if end >= 0 else -1
+
+
+@kernel
+def _simple(text: Text, at: int) -> int:
+    """Pass over a string, a number or a literal."""
     c = text.bytes[at]
     if c == QUOTE:
         end = string_end(text.bytes, at + 1)

@@ -1,8 +1,8 @@
 """JSON rows straight into columns: the fast path of `pipeline.decode`. One pass, no Python object per value.
 
 The scanner takes the shapes that feeds really send: one flat object per message, its fields in any order, with
-numbers of up to 18 or 19 significant digits. Whatever else there is (an escape, an array of rows, a nested field, an odd
-number, anything wrong) it leaves to the exact path, message by message. So it need not be right about errors, only
+numbers of up to 18 or 19 significant digits. Whatever else there is (an escape, an array of rows, an odd number,
+anything wrong) it leaves to the exact path, message by message. So it need not be right about errors, only
 about what it takes; there both paths agree bit by bit. As in `pipeline.json_tokens`, -1 says "leave it".
 """
 

@@ -1,8 +1,7 @@
-"""JSON messages as hypothesis strategies: well-formed, odd and broken."""
+"""JSON messages out of a seeded generator: mostly well-formed, in every shape, with odd and broken ones among them."""
 
 import json
-
-from hypothesis import strategies as st
+from datetime import UTC, datetime, timedelta
 
 CHANNELS = ("s0", "temperature", "weg °", "s3")
 AWKWARD = ('quo"te', "back\\slash")  # names that messages write with escapes
@@ -20,13 +19,6 @@ ODD_NUMBERS = """\
     false nul nulll tru "1" "" [] {} [1] {"a":1} 1.5e3.2 1e1.5
     １ ٣ 50.0 50.000000001 -50.000002 -50.00001 1e3 -1e3
 """
-numbers = st.one_of(
-    st.floats(width=32).map(repr),
-    st.floats(allow_nan=False).map(repr),
-    st.integers(-(10**20), 10**20).map(str),
-    st.decimals(-1000, 1000, places=4).map(str),
-    st.sampled_from(ODD_NUMBERS.split()),
-)
 ODD_ASSETS = [
     '"p1"',
     '"p2"',
@@ -43,7 +35,6 @@ ODD_ASSETS = [
     '"😀"',
     "{}",
 ]
-names = st.sampled_from(ODD_ASSETS)
 ODD_TIMES = """\
     1.79e12 1.5 2.5 -2.5 0.0000000005 0.0000000015 0.00000000150 1e-400 4611686018427387904 1e30
     NaN null true
@@ -55,86 +46,113 @@ ODD_TIMES = """\
     "1823-11-12T00:00:00Z" "2115-12-31T23:59:59Z" "2116-02-20T23:53:38.427387904Z" "2116-02-20T23:53:38.427387905Z"
     "1900-02-29T00:00:00Z" "２026-01-01T00:00:00Z" "2026-01-01T00:00:00+0100" "2026-01-01T00:00:00\\u005a" {} []
 """
-times = st.one_of(
-    st.integers(1_790_000_000_000, 1_790_000_010_000).map(str),
-    st.integers(LOG_NS, LOG_NS + 2 * 10**9).map(str),
-    st.decimals(1_790_000_000, 1_790_000_001, places=7).map(str),
-    st.datetimes().map(lambda d: f'"{d.isoformat()}Z"'),
-    st.datetimes().map(lambda d: f'"{d.isoformat(sep=" ")}+05:30"'),
-    st.sampled_from(ODD_TIMES.split()),
-)
-blanks = st.sampled_from(["", "", "", " ", "\t", "\r\n", "  "])
+GOOD_ASSETS = ['"p1"', '"p2"', '"püмp 1"', "7"]
+ODD_HOLDERS = ["null", "[]", "{}", "3", '"x"', "{,}", '{"s0":1,}', "[1,2,3,4,]", "[1,2,3]", "[1,2,3,4,5]"]
+EXTRAS = ['"°C"', "12.50", "true", "null", "[]", "{}", "[1,[2,[]],{}]", '{"a":[1,{}], "b" : {"c":null}}']
+EXTRAS += ["[" * 59 + "]" * 59, '{"ts":1,"s0":"x","a":[{"values":3}]}']
+ODD_EXTRAS = ['"\\u00b0C"', "1e999", "01", "nul", "-", '"x', "[,1]", "[1,]", '{"a":1,}', '{"a"}', "{1:2}", "[1 2]"]
+ODD_EXTRAS += ["{]", "[}", "[[1]", "{}}", "[" * 61 + "]" * 61, '{"a":' * 70 + "1" + "}" * 70]
+KEYS = [b"k1", "kл".encode(), b"k1", b"", None, b"\xff", b"\xed\xa0\x80", b"a\0b"]
+INSERTS = [b"\0", b"\n", b"\x01", b"\xff", b"\xc3", b"\xed\xa0\x80", b'"', b" ", b"}", b",", b"0", b"\\"]
+_SCALE = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9}
 
 
-def member(name, values):
-    return st.tuples(st.just(name), values)
+def one_in(rng, n):
+    return rng.randrange(n) == 0
 
 
-@st.composite
-def objects(draw, members, sometimes=()):
-    """An object of (name, value) strategies in some order; now and then one is missing, twice there, or new."""
-    chosen = [draw(m) for m in members if draw(st.integers(0, 19))]
-    chosen += [draw(m) for m in (*members, *sometimes) if not draw(st.integers(0, 9))]
-    if not draw(st.integers(0, 2)):
-        chosen = draw(st.permutations(chosen))
-    blank = draw(blanks)
+def number(rng):
+    if one_in(rng, 200):
+        return rng.choice(ODD_NUMBERS.split())
+    if one_in(rng, 100):
+        return f"{rng.uniform(-1, 1) * 10.0 ** rng.randrange(-45, 45):.{rng.randrange(1, 20)}g}"
+    kind = rng.randrange(6)
+    if kind == 0:
+        return repr(rng.uniform(-200, 200))
+    if kind == 1:
+        return str(rng.randrange(-(10 ** rng.randrange(1, 19)), 10**18))
+    if kind == 2:
+        return f"{rng.uniform(-1, 1) * 10.0 ** rng.randrange(-5, 9):.{rng.randrange(1, 19)}g}"
+    if kind == 3:
+        return "null"
+    return str(round(rng.uniform(-200, 200), 4))
+
+
+def time(rng, unit):
+    if one_in(rng, 30):
+        return rng.choice(ODD_TIMES.split())
+    ns = LOG_NS + rng.randrange(2 * 10**9)
+    if unit == "iso":
+        when = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=ns // 1000)
+        zone = rng.choice(["Z", "+05:30", "-23:59", "", "z"])
+        return '"' + when.replace(tzinfo=None).isoformat(sep=rng.choice("T ")) + zone + '"'
+    whole, part = divmod(ns, _SCALE[unit])
+    digits = len(str(_SCALE[unit])) - 1
+    return f"{whole}.{part:0{digits}d}" if digits and one_in(rng, 3) else str(whole)
+
+
+def written(rng, members):
+    """An object of members (name, value), in some order; now and then one is left out, or is there twice."""
+    chosen = [m for m in members if not one_in(rng, 40)]
+    if one_in(rng, 20):
+        chosen.append(rng.choice(members))
+    if one_in(rng, 3):
+        rng.shuffle(chosen)
+    blank = rng.choice(["", "", "", " ", "\t", "\r\n"])
     return "{" + ",".join(f'{blank}"{name}"{blank}:{blank}{value}{blank}' for name, value in chosen) + "}"
 
 
-CHANNEL_TEXTS = [json.dumps(name, ensure_ascii=False)[1:-1] for name in (*CHANNELS, *AWKWARD)]
-readings = [member(name, numbers) for name in CHANNEL_TEXTS]
-extras = [
-    member(
-        "unit",
-        st.sampled_from(['"°C"', '"\\u00b0C"', "12.50", "1e999", "01", "true", "nul", "null", '{"a":[1,{}]}', "[]"]),
-    ),
-    member("temp\\u0065rature", numbers),
-    member("s0x", numbers),
-]
-holders = st.one_of(
-    objects(readings, extras),
-    st.lists(numbers, min_size=4, max_size=4).map(lambda v: "[" + ", ".join(v) + "]"),
-    st.lists(numbers, max_size=5).map(lambda v: "[" + ",".join(v) + "]"),
-    st.sampled_from(["null", "[]", "{}", "3", '"x"', "{,}", '{"s0":1,}', "[1,2,3,4,]"]),
-)
-sensors = st.sampled_from([json.dumps(name) for name in CHANNELS] + ['"s9"', '"weg °"', "null", "3", "[]"])
-messages = objects(
-    [member("asset", names), member("ts", times), member("values", holders), *readings[:4]],
-    [member("sensor", sensors), member("value", numbers), *extras],
-)
-long_messages = objects(
-    [member("asset", names), member("ts", times), member("sensor", sensors), member("value", numbers)], extras
-)
+def quoted(names):
+    return [json.dumps(name, ensure_ascii=False)[1:-1] for name in names]
 
 
-@st.composite
-def texts(draw, kind):
-    """A message, often as it should be, sometimes an array of them, sometimes damaged."""
-    body = draw(kind)
-    if not draw(st.integers(0, 7)):
-        rows = [body, *draw(st.lists(st.one_of(kind, numbers), max_size=3))]
-        body = draw(blanks) + "[" + draw(blanks) + (draw(blanks) + ",").join(rows) + draw(blanks) + "]"
-    body = (draw(blanks) + body + draw(blanks)).encode()
-    if not draw(st.integers(0, 3)):
-        body = draw(damaged(body))
-    return body
+def readings(rng, names):
+    unit = rng.choice(ODD_EXTRAS if one_in(rng, 8) else EXTRAS)
+    extras = [("s0x", number(rng)), ("unit", unit), ("temp\\u0065rature", number(rng))]
+    return [(name, number(rng)) for name in quoted(names)] + (extras[: rng.randrange(3)] if one_in(rng, 3) else [])
 
 
-@st.composite
-def damaged(draw, body):
-    at = draw(st.integers(0, len(body)))
-    kind = draw(st.sampled_from(["flip", "cut", "insert", "twice", "none"]))
-    if kind == "flip" and at < len(body):
-        return body[:at] + bytes([body[at] ^ (1 << draw(st.integers(0, 7)))]) + body[at + 1 :]
-    if kind == "cut":
+def holder(rng, names):
+    if one_in(rng, 30):
+        return rng.choice(ODD_HOLDERS)
+    if one_in(rng, 3):
+        return "[" + rng.choice([",", ", "]).join(number(rng) for _ in names) + "]"
+    return written(rng, readings(rng, names))
+
+
+def row(rng, names, unit, nested):
+    """One row in a shape that fits wide and long mappings alike; `nested`: with a values field."""
+    asset = rng.choice(ODD_ASSETS if one_in(rng, 30) else GOOD_ASSETS)
+    sensor = rng.choice(['"s9"', "null", "3", "[]"]) if one_in(rng, 30) else f'"{rng.choice(quoted(names))}"'
+    members = [("asset", asset), ("ts", time(rng, unit))]
+    members += [("values", holder(rng, names))] if nested or one_in(rng, 10) else []
+    members += readings(rng, names)
+    members += [("sensor", sensor), ("value", number(rng))]
+    return written(rng, members if one_in(rng, 2) else [m for m in members if not one_in(rng, 6)])
+
+
+def message(rng, names, unit, nested):
+    """A message, often as it should be, sometimes an array of rows, sometimes damaged, rarely nothing."""
+    text = row(rng, names, unit, nested)
+    if one_in(rng, 20):
+        rows = [
+            text,
+            *(row(rng, names, unit, nested) if rng.randrange(4) else number(rng) for _ in range(rng.randrange(4))),
+        ]
+        text = rng.choice(["[", " [ "]) + rng.choice([",", " ,\n"]).join(rows) + rng.choice(["]", " ]\t"])
+    body = (rng.choice(["", "", " ", "\n"]) + text + rng.choice(["", "", " ", "\r\n"])).encode()
+    return damaged(rng, body) if one_in(rng, 10) else body
+
+
+def damaged(rng, body):
+    at = rng.randrange(len(body))
+    kind = rng.randrange(5)
+    if kind == 0:
+        return body[:at] + bytes([body[at] ^ (1 << rng.randrange(8))]) + body[at + 1 :]
+    if kind == 1:
         return body[:at]
-    if kind == "insert":
-        return (
-            body[:at]
-            + draw(st.sampled_from([b"\0", b"\n", b"\x01", b"\xff", b"\xc3", b"\xed\xa0\x80", b'"', b" ", b"}"]))
-            + body[at:]
-        )
-    return body * 2 if kind == "twice" else draw(st.sampled_from([b"", None]))
-
-
-keys = st.one_of(st.none(), st.sampled_from([b"", b"k1", "kл".encode(), b"\xff", b"\xed\xa0\x80", b"a\0b"]))
+    if kind == 2:
+        return body * 2
+    if kind == 3:
+        return rng.choice([b"", None])
+    return body[:at] + rng.choice(INSERTS) + body[at:]
