@@ -20,11 +20,11 @@ from models.engine_rings import Chunk, Rings, padded
 from models.engine_scorer import Scorer
 from models.scaling import unscale_scalar
 from pipeline.bundle import Bundle
-from pipeline.errors import ConfigError, ShapeError, Unavailable
+from pipeline.errors import BundleError, ConfigError, ShapeError, Unavailable
 from pipeline.protocols import Engine, RawWindows
 from pipeline.values import Bool, Float32, Int32, Int64, Rows, Scores, UInt8
 
-_CHUNK = {"cpu": 256, "cuda": 4096}  # windows gathered before they are scored: the largest batch of any member
+_CHUNK = {"cpu": 1024, "cuda": 4096}  # windows gathered before they are scored: the largest batch of any member
 
 
 class _Joined(NamedTuple):
@@ -43,7 +43,7 @@ class _Found(NamedTuple):
     coverage: Float32  # (n,)
     score: Float32  # (n,)
     by_channel: Float32  # (n, C)
-    expected: Float32  # (n, C), scaled until `_in_input_units`
+    expected: Float32  # (n, C), in input units
 
 
 class TorchEngine:
@@ -70,22 +70,22 @@ class TorchEngine:
         _full_precision()
         self._bundle, self._device = bundle, device
         channels, groups = len(bundle.channels), range(len(bundle.groups))
-        self._loc = np.stack([np.asarray(bundle.tensor(g, "scaler", "loc"), np.float32) for g in groups])
-        self._scale = np.stack([np.asarray(bundle.tensor(g, "scaler", "scale"), np.float32) for g in groups])
+        self._loc, self._scale = _scalers(bundle, "loc"), _scalers(bundle, "scale")
         self._rings = Rings(bundle.window, self._loc, self._scale, bundle.soft_clip)
         size, on_gpu = _CHUNK[device.type], device.type == "cuda"
         readings = bundle.window * channels
-        self._host = torch.zeros(size, padded(readings), pin_memory=on_gpu)
+        with _reporting(device):
+            self._host = torch.zeros(size, padded(readings), pin_memory=on_gpu)
+            self._x = self._host.to(device)
+            spaces = [Workspace(device) for _ in bundle.members]
+            self._scorers = [[Scorer(bundle, g, m, size, space) for m, space in enumerate(spaces)] for g in groups]
+            self.fallbacks = _settle(self._scorers)
         self._chunk = Chunk(
             x=self._host.numpy(),
             observed=np.ones((size, readings), np.bool_),
             ends=np.zeros(size, np.int64),
             age=np.zeros(size, np.int32),
         )
-        self._x = self._host.to(device)
-        spaces = [Workspace(device) for _ in bundle.members]
-        self._scorers = [[Scorer(bundle, g, m, size, space) for m, space in enumerate(spaces)] for g in groups]
-        self.fallbacks = _settle(self._scorers)
 
     @property
     def model_id(self) -> str:
@@ -225,6 +225,17 @@ def open_engine(bundle: Bundle, device: str = "auto") -> Engine:
 def profile_of(device_type: str) -> str:
     """Return the name of the serving profile of a kind of device."""
     return f"{device_type}-float32"
+
+
+def _scalers(bundle: Bundle, name: str) -> Float32:
+    """Return `name` of all groups' scalers, (G, C)."""
+    found = [bundle.tensors.get(f"g{g}.scaler.{name}", np.empty(0)) for g in range(len(bundle.groups))]
+    for g, tensor in enumerate(found):
+        if tensor.shape != (len(bundle.channels),):
+            raise BundleError(
+                f"bundle {bundle.id}: g{g}.scaler.{name} is {tensor.shape}, not ({len(bundle.channels)},)"
+            )
+    return np.stack(found).astype(np.float32)
 
 
 def _full_precision() -> None:

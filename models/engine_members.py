@@ -22,9 +22,10 @@ from models.engine_rings import padded
 from pipeline.bundle import Bundle
 from pipeline.errors import BundleError
 
-# Batch sizes by device: a single row must not pay for hundreds, and a large batch is cut so that it stays in the cache.
-_SHAPES: Mapping[str, tuple[int, ...]] = {"cpu": (8, 16, 32, 64, 128, 256), "cuda": (256, 4096)}
-_CONV_SHAPES: Mapping[str, tuple[int, ...]] = {"cpu": (8, 16, 32, 64), "cuda": (256, 4096)}  # wide activations
+# Batch sizes by device. The weights of a dense layer are read once a batch, so a large one is worth it; a single row
+# must not pay for hundreds; a batch of convolutions is cut so that its activations stay in the cache.
+_SHAPES: Mapping[str, tuple[int, ...]] = {"cpu": (8, 16, 32, 64, 128, 256, 512, 1024), "cuda": (256, 4096)}
+_CONV_SHAPES: Mapping[str, tuple[int, ...]] = {"cpu": (8, 16, 32, 64, 128, 256), "cuda": (256, 4096)}
 _LEAST_RIDGE = 1e-5  # many times what float32 leaves of the orthogonality of components; below it gaps are ill-posed
 
 

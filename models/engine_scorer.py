@@ -22,7 +22,7 @@ from pipeline.bundle import Bundle
 from pipeline.values import Bool, Float32, Float64, Int32, Int64
 
 _SEED = 0  # of the windows that are tried; any will do
-_TRY_OBSERVED = 0.9  # share of their readings that is observed, where gaps are tried
+_MOST_PADDING = 1.5  # batch size for each row in it
 
 
 class Scorer:
@@ -86,27 +86,20 @@ class Scorer:
         return self.shapes != self._member.shapes
 
     def settle(self) -> None:
-        """Settle on batch sizes that keep a row's bits, with gaps and without."""
-        generator = np.random.default_rng(_SEED)
-        tried = generator.standard_normal((self.shapes[-1], self._readings), np.float32)
-        seen = generator.random(tried.shape) < _TRY_OBSERVED
+        """Settle on batch sizes that keep a row's bits.
+
+        What is tried is the way through the member: gaps are a matter of single rows and readings.
+        """
+        tried = np.random.default_rng(_SEED).standard_normal((self.shapes[-1], self._readings), np.float32)
         # Where a window starts within its row decides how it is aligned: it must start here as it does in a chunk.
         room = torch.zeros(len(tried), padded(self._first + self._readings), device=self._space.device)
         windows = room[:, self._first : self._first + self._readings]
 
-        def plain(pick: Int64) -> Tensor:
+        def run(pick: Int64) -> Tensor:
             windows[: len(pick)] = self._sent(tried[pick])
             return self._plain(windows[: len(pick)], self._results[:, : len(pick)]).clone()
 
-        def holed(pick: Int64) -> Tensor:
-            windows[: len(pick)] = self._sent(np.where(seen, tried, np.float32(0))[pick])
-            self._score_holed(windows, seen[pick], np.arange(len(pick)))
-            return self._results[:, : len(pick)].clone()
-
-        for shapes in fallbacks(self.shapes):
-            self.shapes = shapes
-            if shapes == (1,) or all(keeps_bits(run, shapes) for run in (plain, holed)):
-                return
+        self.shapes = next(s for s in fallbacks(self.shapes) if s == (1,) or keeps_bits(run, s))
 
     def _plain(self, x: Tensor, into: Tensor) -> Tensor:
         """Score windows without gaps, (B, D), into (2, B, C): expected last rows and residuals."""
@@ -145,10 +138,16 @@ class Scorer:
 
 
 def cuts(rows: int, shapes: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yield (start, shape) of the fixed-shape batches that cover `rows` rows; the last may reach past them."""
+    """Yield (start, shape) of the fixed-shape batches that cover `rows` rows; the last may reach past them.
+
+    A batch that is not full does its work for nothing: rather two batches than one that is filled by less than 2/3.
+    """
     at = 0
     while at < rows:
-        shape = next((s for s in shapes if s >= rows - at), shapes[-1])
+        left = rows - at
+        fits = next((s for s in shapes if s >= left), shapes[-1])
+        smaller = [s for s in shapes if s <= left]
+        shape = fits if fits <= _MOST_PADDING * left or not smaller else smaller[-1]
         yield at, shape
         at += shape
 
@@ -169,7 +168,7 @@ def keeps_bits(run: Callable[[Int64], Tensor], shapes: tuple[int, ...]) -> bool:
     """
     reference = run(np.arange(shapes[-1]))
     rows = [np.arange(shape) for shape in shapes]
-    orders = [order for r in rows for order in (r, np.roll(r, 1), np.roll(r, 3), np.roll(r[::-1], len(r) // 2))]
+    orders = [order for r in rows for order in (np.roll(r, 1), np.roll(r, 3), np.roll(r[::-1], len(r) // 2))]
     return all(torch.equal(run(order), reference[:, torch.from_numpy(order)]) for order in orders)
 
 
