@@ -117,7 +117,7 @@ def _mask(
     max_step: Float64,
     missing_frames: int,
 ) -> None:
-    _, _, last_age, passed_age, run, absent = state
+    _, _, last_age, passed_age, _, absent = state
     for i in range(len(asset)):
         a = asset[i]
         if continuity[i] != _CONTINUES:

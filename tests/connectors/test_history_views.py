@@ -130,8 +130,8 @@ def test_what_was_confirmed_is_the_stretch_of_the_alert_as_it_went_on(tmp_path):
     [
         "SELECT * FROM read_csv('/etc/hostname')",
         "SELECT * FROM read_text('/etc/hostname')",
-        "COPY (SELECT 1) TO '/tmp/midwatch_must_not_write.csv'",
-        "ATTACH '/tmp/midwatch_must_not_write.duckdb'",
+        "COPY (SELECT 1) TO 'must_not_write.csv'",
+        "ATTACH 'must_not_write.duckdb'",
         "INSTALL httpfs",
         "SET enable_external_access = true",
         "SET allowed_directories = ['/']",

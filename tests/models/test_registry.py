@@ -2,8 +2,7 @@
 
 import json
 import os
-import shutil
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from registry_cases import assert_same, small_bundle
 
 from models.manifest import content_id, pack
 from models.registry import Registry
@@ -20,38 +20,6 @@ from pipeline.errors import BundleError
 FLOATS = st.floats(width=32)  # NaN and infinities included
 NAMES = st.text(min_size=1, max_size=6)
 TENSOR_NAMES = st.text("abz_.09é", min_size=1, max_size=6)
-
-
-def small_bundle(seed: int = 0, provenance: dict | None = None) -> Bundle:
-    rng = np.random.default_rng(seed)
-    return Bundle(
-        id="",
-        channels=("speed", "flow"),
-        period_ns=60_000_000_000,
-        members=(MemberSpec("pca", 4, params={"rank": 3}),),
-        groups=("all",),
-        asset_group={"m01": 0, "m02": 0},
-        default_group=0,
-        soft_clip=3.0,
-        smoother=SmootherSpec(memory=4),
-        calibrations={
-            "cpu-float32": Calibration(
-                ("m01",),
-                median=np.array([1, 2], np.float32),
-                mad=np.array([1, np.nan], np.float32),
-                start=rng.random((2, 4), np.float32),
-                threshold=np.array([5, 6], np.float32),
-                rows=900,
-            )
-        },
-        stuck_frames=(0, 12),
-        provenance=provenance or {"rows": 4500},
-        tensors={
-            "g0.scaler.loc": rng.random(2, np.float32),
-            "g0.scaler.scale": rng.random(2, np.float32),
-            "g0.m0.mean": rng.random(8, np.float32),
-        },
-    )
 
 
 @st.composite
@@ -97,27 +65,6 @@ def bundles(draw: st.DrawFn) -> Bundle:
         provenance=draw(st.dictionaries(NAMES, st.none() | st.text(), max_size=2)),
         tensors=tensors,
     )
-
-
-def assert_same_array(a: np.ndarray, b: np.ndarray) -> None:
-    assert a.dtype == b.dtype
-    assert a.shape == b.shape
-    assert a.tobytes() == b.tobytes()  # bits, NaN payloads included
-
-
-def assert_same(a: Bundle, b: Bundle) -> None:
-    for f in fields(Bundle):
-        if f.name not in ("id", "tensors", "calibrations"):
-            assert getattr(a, f.name) == getattr(b, f.name), f.name
-    assert a.tensors.keys() == b.tensors.keys()
-    for name in a.tensors:
-        assert_same_array(a.tensors[name], b.tensors[name])
-    assert a.calibrations.keys() == b.calibrations.keys()
-    for profile, c in a.calibrations.items():
-        other = b.calibrations[profile]
-        assert (c.assets, c.percentile, c.rows) == (other.assets, other.percentile, other.rows)
-        for name in ("median", "mad", "start", "threshold"):
-            assert_same_array(getattr(c, name), getattr(other, name))
 
 
 @given(bundle=bundles())
@@ -426,107 +373,6 @@ def test_a_bundle_that_contradicts_itself_is_not_added(tmp_path: Path, change: d
 def test_tuples_and_numpy_scalars_in_provenance_come_back_as_plain_json(tmp_path: Path) -> None:
     added = Registry(tmp_path).add(small_bundle(provenance={"layers": (128, 16), "rows": np.int64(3)}), created_ns=1)
     assert added.provenance == {"layers": [128, 16], "rows": 3}
-
-
-class Death(BaseException):
-    """The process ends here: not an Exception, so that no clean-up for errors runs."""
-
-
-STEPS = ("mkdir", "open", "write", "fsync", "rename", "replace", "unlink")
-
-
-def die_before(monkeypatch: pytest.MonkeyPatch, step: int, half_write: bool) -> list[str]:
-    """Let the process die before its `step`-th call that changes the disk; return the calls as they are made."""
-    calls: list[str] = []
-
-    def wrap(name: str) -> None:
-        real = getattr(os, name)
-
-        def call(*args: object, **kwargs: object) -> object:
-            if name == "open" and not args[1] & os.O_CREAT:
-                return real(*args, **kwargs)
-            calls.append(name)
-            if len(calls) > step:
-                if name == "write" and half_write:
-                    real(args[0], bytes(args[1])[: len(args[1]) // 2])
-                raise Death
-            return real(*args, **kwargs)
-
-        monkeypatch.setattr(os, name, call)
-
-    for name in STEPS:
-        wrap(name)
-    return calls
-
-
-@pytest.mark.parametrize("half_write", [False, True])
-def test_a_death_between_any_two_steps_leaves_the_old_state_or_the_new_one(tmp_path: Path, half_write: bool) -> None:
-    start = tmp_path / "start"
-    old = Registry(start).add(small_bundle(1), created_ns=1).id
-    Registry(start).promote(old, "first")
-    new = pack(small_bundle(2), 2).id
-    seen = set()
-    for step in range(100):
-        root = tmp_path / f"{half_write}{step}"
-        shutil.copytree(start, root)
-        with pytest.MonkeyPatch.context() as patch:
-            calls = die_before(patch, step, half_write)
-            try:
-                Registry(root).add(small_bundle(2), created_ns=2)
-                Registry(root).promote(new, "gate passed")
-                survived = True
-            except Death:
-                survived = False
-        # What the next process finds:
-        registry = Registry(root)
-        ids = {entry.id for entry in registry.list()}
-        champion = registry.champion()
-        assert ids in ({old}, {old, new})
-        assert champion in (old, new)
-        assert champion in ids
-        assert all(entry.problem == "" for entry in registry.list())
-        assert_same(registry.load(champion), small_bundle(1 if champion == old else 2))
-        seen.add((len(ids), champion == new))
-        # ... and it can go on:
-        assert registry.add(small_bundle(2), created_ns=3).id == new
-        registry.promote(new, "gate passed")
-        assert registry.rollback() == old
-        if survived:
-            break
-    assert survived
-    assert {"mkdir", "write", "fsync", "rename", "replace"} <= set(calls)
-    assert seen == {(1, False), (2, False), (2, True)}
-
-
-def test_bytes_are_forced_to_disk_before_the_rename_and_the_folder_after_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls = die_before(monkeypatch, 10_000, half_write=False)
-    bundle_id = Registry(tmp_path).add(small_bundle(), created_ns=1).id
-    at = calls.index("rename")
-    assert calls[:at][-1] == "fsync"
-    assert calls[at + 1] == "fsync"
-    calls.clear()
-    Registry(tmp_path).promote(bundle_id, "first")
-    at = calls.index("replace")
-    assert calls[at - 1] == calls[at + 1] == "fsync"
-
-
-def test_a_full_disk_leaves_the_registry_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    registry = Registry(tmp_path)
-    old = registry.add(small_bundle(1), created_ns=1).id
-    registry.promote(old, "first")
-
-    def full(handle: int, content: object) -> int:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "write", full)
-        with pytest.raises(OSError, match="No space left"):
-            registry.add(small_bundle(2), created_ns=2)
-    assert [e.id for e in registry.list()] == [old]
-    assert registry.champion() == old
-    registry.add(small_bundle(2), created_ns=2)
 
 
 def test_two_promotions_at_once_are_both_in_the_moves(tmp_path: Path) -> None:
