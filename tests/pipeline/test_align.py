@@ -254,8 +254,9 @@ def test_a_longer_gap_starts_a_window_and_a_still_longer_one_starts_afresh(spec,
 
 def test_a_gap_longer_than_the_first_output_buffer_is_bridged_all_the_way():
     spec = grid(rounding="floor", max_gap_ns=10**6, retire_after_ns=10**6)
-    out = aligned(rows_of(0, [0, 50_000, 50_010], [1, 2, 3]), spec).rows
-    assert out.ts_ns.tolist() == list(range(0, 50_010, 10))
+    got = aligned(rows_of(0, [0, 50_000, 50_010], [1, 2, 3]), spec)
+    assert got.rows.ts_ns.tolist() == list(range(0, 50_010, 10))
+    assert got.counts == {"late": 0, "merged": 0, "duplicate": 0, "frames": 5001, "bridged": 4999}
 
 
 def test_more_pending_rows_than_the_columns_hold_widen_them_and_nothing_else():
