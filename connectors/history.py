@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -86,7 +86,7 @@ class ParquetHistory:
         self._n = offsets_per_file
         self._most = pending_rows
         self._reach = reach
-        self._logs: dict[tuple[str, int], _Log] = {}
+        self._logs: dict[str, _Log] = {}
 
     def append(
         self,
@@ -105,7 +105,7 @@ class ParquetHistory:
         SinkUnavailable : the disk did not take it; the same push can be tried again.
         """
         first, after = position
-        log = self._log(topic, partition)
+        log = self._log(f"{_file_name(topic)}-{partition:05d}")
         if first < log.next:
             self._drop_from(log, first)
         tables = self._tables(topic, partition, assets, rows, verdicts, alerts, position)
@@ -121,6 +121,7 @@ class ParquetHistory:
 
     def flush(self) -> None:
         """Put everything that waits into Parquet, for readers that look now."""
+        self._take_up()
         for log in self._logs.values():
             self._publish(log)
 
@@ -153,11 +154,15 @@ class ParquetHistory:
         }
         return {name: table for name, table in tables.items() if len(table)}
 
-    def _log(self, topic: str, partition: int) -> _Log:
+    def _take_up(self) -> None:
+        """Open what processes that died left in journals of partitions from which nothing has come since."""
+        for path in sorted((self._root / ".open" / self._feed).glob("*.journal")):
+            with suppress(SinkUnavailable):  # another process has it, and will see to it
+                self._log(path.stem)
+
+    def _log(self, name: str) -> _Log:
         """Return a partition's log; the first time, with what an earlier process left in its journal."""
-        key = (topic, partition)
-        if key not in self._logs:
-            name = f"{_file_name(topic)}-{partition:05d}"
+        if name not in self._logs:
             journal = Journal(self._root / ".open" / self._feed / f"{name}.journal")
             log = _Log(name, journal, 0)
             covered = {d.name: self._covered(d, name) for d in self._datasets.values()}
@@ -169,8 +174,8 @@ class ParquetHistory:
             schemas = {(d, t.schema) for d, kept in log.pending.items() for t in kept}
             if not all(schema.equals(self._datasets[d].schema, check_metadata=True) for d, schema in schemas):
                 self._publish(log)  # what comes now has other channels
-            self._logs[key] = log
-        return self._logs[key]
+            self._logs[name] = log
+        return self._logs[name]
 
     def _covered(self, dataset: Dataset, log_name: str) -> int:
         """Return the offset before which everything of a dataset is in Parquet already.

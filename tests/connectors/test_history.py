@@ -182,6 +182,14 @@ def test_what_was_appended_outlives_a_process_that_never_closed_it(tmp_path):
     assert [record["offset"] for record in contents(tmp_path)["rows"]] == list(range(14))
 
 
+def test_a_journal_of_a_process_that_died_is_put_into_parquet_though_nothing_more_comes(tmp_path):
+    push(a_history(tmp_path), 0, 10)
+    later = a_history(tmp_path)
+    later.flush()
+    assert len(contents(tmp_path)["rows"]) == 10
+    later.close()
+
+
 @pytest.mark.parametrize("cut", [1, 5, 300])
 def test_a_push_that_a_crash_cut_in_two_is_as_if_it_had_never_come(tmp_path, cut):
     history = a_history(tmp_path)
