@@ -12,9 +12,10 @@ from models.registry import Registry
 from pipeline.chain import Chain
 from pipeline.errors import ConfigError
 from pipeline.mapping import FieldMapping
-from pipeline.protocols import Committer, History, Sink, Source
+from pipeline.protocols import Committer, Sink, Source
 
 if TYPE_CHECKING:
+    from connectors.history import ParquetHistory
     from jobs.console import Console
     from jobs.settings import Settings
     from pipeline.bundle import Bundle
@@ -116,11 +117,12 @@ def _kafka_feed(settings: Settings) -> Feed:
         dead_topic=k.dead_topic,
         state_topics={k.topic: k.state_topic},
         config_id=config_id(settings),
+        commit_timeout_s=k.commit_timeout_s,
     )
     return Feed(source, committer, specs.field_mapping(settings))
 
 
-def history_of(settings: Settings) -> History | None:
+def history_of(settings: Settings) -> ParquetHistory | None:
     """Return the history that the watch writes, unless it is switched off."""
     if not settings.history.enabled:
         return None
@@ -128,7 +130,9 @@ def history_of(settings: Settings) -> History | None:
 
     names = tuple(c.name for c in specs.channels(settings))
     h = settings.history
-    return ParquetHistory(Path(h.root), settings.feed.name, names, offsets_per_file=h.range_rows)
+    return ParquetHistory(
+        Path(h.root), settings.feed.name, names, offsets_per_file=h.range_rows, pending_rows=h.pending_rows
+    )
 
 
 def file_sinks(settings: Settings, console: Console) -> dict[str, Sink]:

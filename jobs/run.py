@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _LOOK_S = 1.0  # how often the champion's pointer is looked at
 _TELL_S = 10.0
+_FLUSH_S = 60.0  # how old the newest rows may be that a nightly job sees; they are on disk before that
 
 
 def run(settings: Settings, console: Console, told: Callable[[Step], None] | None = None) -> Counter[str]:
@@ -31,7 +32,7 @@ def run(settings: Settings, console: Console, told: Callable[[Step], None] | Non
     feed = build.open_feed(settings, console)
     chain = build.chain_of(settings, feed.mapping)
     history = build.history_of(settings)
-    watch = _Watch(settings, chain, console, told)
+    watch = _Watch(settings, chain, console, told, history.flush if history is not None else lambda: None)
     watch.follow_champion()
     runner = Runner(
         chain,
@@ -57,11 +58,18 @@ def run(settings: Settings, console: Console, told: Callable[[Step], None] | Non
 class _Watch:
     """What goes on beside the loop: the champion is followed, counts are kept and told."""
 
-    def __init__(self, settings: Settings, chain: Chain, console: Console, told: Callable[[Step], None] | None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        chain: Chain,
+        console: Console,
+        told: Callable[[Step], None] | None,
+        flush: Callable[[], None],
+    ) -> None:
         self.counts: Counter[str] = Counter()
-        self._settings, self._chain, self._console, self._told = settings, chain, console, told
+        self._settings, self._chain, self._console, self._told, self._flush = settings, chain, console, told, flush
         self._refused = ""
-        self._looked = self._said = time.monotonic()
+        self._looked = self._said = self._flushed = time.monotonic()
         self._enough = False
 
     def after(self, step: Step) -> None:
@@ -80,6 +88,9 @@ class _Watch:
         if now - self._said >= _TELL_S:
             self._said = now
             self.tell()
+        if now - self._flushed >= _FLUSH_S:
+            self._flushed = now
+            self._flush()
         return False
 
     def follow_champion(self) -> None:
