@@ -258,6 +258,7 @@ def _report(settings: Settings, findings: Sequence[Finding], false: Sequence[Ale
     found = sum(f.alert is not None for f in findings)
     lead = (
         f"{found} of {len(findings)} injected faults found, {len(false)} false alarms, on {PUMPS} simulated pumps "
-        f"over one day (seed {seed}). The model was trained on the two days before."
+        f"over one day (seed {seed}). The model was trained on the {NORMAL_DAYS} days before. Alerts open at ratio "
+        f"{settings.alert.open_at:g}."
     )
     return render("midwatch demo", lead, _HEADER, [_row(f) for f in findings], panels)

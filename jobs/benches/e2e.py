@@ -14,7 +14,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
-from pipeline.decode import decode
 
 from jobs.benches.measure import Result, ratio, rounds
 from models.autoencoders import build_module
@@ -23,6 +22,7 @@ from pipeline.alert import AlertSpec, LifeCycleSpec, alert_columns
 from pipeline.align import AlignSpec
 from pipeline.bundle import Bundle, Calibration, MemberSpec, SmootherSpec
 from pipeline.chain import Chain, ChainSpec
+from pipeline.decode import decode
 from pipeline.gate import GateSpec
 from pipeline.mapping import FieldMapping
 from pipeline.protocols import Engine, RawWindows
