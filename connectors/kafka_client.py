@@ -226,11 +226,6 @@ def kafka_error(code: int, text: str, retriable: bool, doing: str) -> PipelineEr
     return StateError(said)
 
 
-def is_fenced(code: int) -> bool:
-    """Return whether an error code says that a newer producer of the same transactional id has taken over."""
-    return code in _FENCED
-
-
 def missing_topic(
     topic: str, bootstrap: str, partitions: int, settings: Mapping[str, str] | None = None
 ) -> ConfigError:

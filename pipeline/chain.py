@@ -158,12 +158,6 @@ class Chain:
             raw = _join_windows(windows, self._engine.rows_kept, channels)
             self._engine.load(part.slots[codes[kept]], raw)
 
-    def forget(self, topic: str, partition: int) -> None:
-        """Give up a partition: its state and its windows."""
-        part = self._partitions.pop((topic, partition), None)
-        if part is not None and self._engine is not None:
-            self._engine.drop(part.slots)
-
     def _partition(self, topic: str, partition: int) -> _Partition:
         key = (topic, partition)
         if key not in self._partitions:

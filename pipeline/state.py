@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,11 +78,6 @@ class AssetTable:
         self.names.append(name)
         self.index[name] = code
         return code
-
-    def reset(self, code: int, columns: Sequence[str]) -> None:
-        """Give an asset's `columns` their defaults again."""
-        for name in columns:
-            self._arrays[name][code] = np.array(self._columns[name].fill, self._columns[name].dtype)
 
     def widen(self, column: str) -> None:
         """Double the growing axis of a column; what is there stays, the rest is filled."""
