@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from jobs import failpoints
 from jobs.config import specs
 from jobs.settings import config_id
 from models.registry import Registry
@@ -118,6 +120,7 @@ def _kafka_feed(settings: Settings) -> Feed:
         state_topics={k.topic: k.state_topic},
         config_id=config_id(settings),
         commit_timeout_s=k.commit_timeout_s,
+        at_step=failpoints.read(os.environ),
     )
     return Feed(source, committer, specs.field_mapping(settings))
 
