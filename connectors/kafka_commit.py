@@ -28,9 +28,10 @@ from connectors.kafka_state import (
     state_key,
 )
 from connectors.kafka_topics import check_topics
+from connectors.scores_topic import ScoresTopic
 from pipeline.errors import ConfigError, PipelineError, StateError, Unavailable
 from pipeline.protocols import AssetState, Batch, Restored
-from pipeline.values import Alert, DeadLetter
+from pipeline.values import Alert, DeadLetter, Scored
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class KafkaCommitter:
     slot : this worker's number; its transactional id is `<group>-<slot>`.
     state_topics : input topic -> compacted topic of at least as many partitions; partition p keeps p's state.
     config_id : of the running configuration, noted beside every offset.
+    scores : where the verdicts of each batch go, if anywhere.
     max_record_bytes : records above this are refused (state, alerts) or cut (dead letters).
     commit_timeout_s : what a commit may take; some seconds later the process is ended.
     restore_timeout_s : what waiting for the last commit may take; longer than a transaction of a lost process, which
@@ -87,6 +89,7 @@ class KafkaCommitter:
         dead_topic: str,
         state_topics: Mapping[str, str],
         config_id: str = "",
+        scores: ScoresTopic | None = None,
         max_record_bytes: int = 1_000_000,
         commit_timeout_s: float = 15.0,
         restore_timeout_s: float = 60.0,
@@ -98,6 +101,7 @@ class KafkaCommitter:
         self._dead_topic = dead_topic
         self._state_topics = dict(state_topics)
         self._config_id = config_id
+        self._scores = scores
         self._max_record_bytes = max_record_bytes
         self._commit_timeout_s = commit_timeout_s
         self._restore_timeout_s = restore_timeout_s
@@ -106,7 +110,7 @@ class KafkaCommitter:
         self._owner = f"group {group!r}, slot {slot}, host {socket.gethostname()}, pid {os.getpid()}"
         self._numbers: dict[Place, int] = {}  # of the last commit
         self._over: PipelineError | None = None  # why this committer takes no more commits
-        check_topics(client, alerts_topic, dead_topic, state_topics)
+        check_topics(client, alerts_topic, dead_topic, state_topics, scores.name if scores else "")
         self._reader = client.consumer(group, fetch_wait_s=0.01)
         self._producer = self._open_producer()
 
@@ -265,6 +269,7 @@ class KafkaCommitter:
     def _records(self, batch: Batch, numbers: Mapping[Place, int]) -> list[Record]:
         records = [self._alert_record(alert) for alert in batch.alerts]
         records += [self._dead_record(dead) for dead in batch.dead]
+        records += [record for scored in batch.scored for record in self._score_records(scored)]
         for place, states in batch.states.items():
             if place not in batch.positions:
                 raise StateError(f"state of topic {place[0]!r}, partition {place[1]} without its position")
@@ -288,6 +293,15 @@ class KafkaCommitter:
         note = ("midwatch_cut_from", str(len(dead.value)).encode())
         kept = dead.value[: max(room - len(note[0]) - len(note[1]), 0)]
         return self._fitting(Record(self._dead_topic, key, kept, [*headers, note]), f"dead letter ({dead.reason})")
+
+    def _score_records(self, scored: Scored) -> list[Record]:
+        if self._scores is None:
+            return []
+        key = f"{scored.topic}/{scored.partition}".encode()
+        bodies = self._scores.encode(scored, self._max_record_bytes - _RECORD_OVERHEAD - len(key))
+        what = f"one row's score of topic {scored.topic!r}"
+        records = [Record(self._scores.name, key, body, partition=scored.partition) for body in bodies]
+        return [self._fitting(record, what) for record in records]
 
     def _state_record(self, place: Place, state: AssetState) -> Record:
         topic, partition = place

@@ -18,6 +18,7 @@ def create_topics(
     alerts_topic: str,
     dead_topic: str,
     state_topics: Mapping[str, str],
+    scores_topic: str = "",
     alert_partitions: int = 4,
     replication: int = -1,
 ) -> list[str]:
@@ -36,10 +37,14 @@ def create_topics(
         if topic not in known:
             raise missing_topic(topic, client.settings.bootstrap, alert_partitions)
         wanted.append(NewTopic(state_topic, known[topic], STATE_TOPIC_SETTINGS, replication))
+        if scores_topic:
+            wanted.append(NewTopic(scores_topic, known[topic], replication=replication))
     return client.create_topics([topic for topic in wanted if topic.name not in known])
 
 
-def check_topics(client: Client, alerts_topic: str, dead_topic: str, state_topics: Mapping[str, str]) -> None:
+def check_topics(
+    client: Client, alerts_topic: str, dead_topic: str, state_topics: Mapping[str, str], scores_topic: str = ""
+) -> None:
     """Check that everything a commit writes to is there and fit for it.
 
     Raises
@@ -59,16 +64,31 @@ def check_topics(client: Client, alerts_topic: str, dead_topic: str, state_topic
         if known[state_topic] < known[topic]:
             fix = f"has {known[state_topic]} partitions, fewer than the {known[topic]} of {topic!r}: add as many"
             raise ConfigError("topic", state_topic, fix)
-        _require_compacted(client, state_topic)
+        policy = _policy(client, state_topic)
+        if policy not in ("compact", ""):
+            fix = f"its cleanup.policy is {policy!r}, which drops the state of quiet assets: set it to 'compact'"
+            raise ConfigError("topic", state_topic, fix)
+        if scores_topic:
+            _check_scores_topic(client, scores_topic, topic, known)
 
 
-def _require_compacted(client: Client, topic: str) -> None:
+def _check_scores_topic(client: Client, scores_topic: str, topic: str, known: Mapping[str, int]) -> None:
+    if scores_topic not in known:
+        raise missing_topic(scores_topic, client.settings.bootstrap, known[topic])
+    if known[scores_topic] < known[topic]:
+        fix = f"has {known[scores_topic]} partitions, fewer than the {known[topic]} of {topic!r}: add as many"
+        raise ConfigError("kafka.scores_topic", scores_topic, fix)
+    if "compact" in _policy(client, scores_topic):
+        fix = "its cleanup.policy has 'compact', which keeps the newest scores only: set it to 'delete'"
+        raise ConfigError("kafka.scores_topic", scores_topic, fix)
+
+
+def _policy(client: Client, topic: str) -> str:
+    """Return a topic's cleanup.policy; "" where it may not be read: that is a right of its own, not needed to work."""
     try:
         policy = client.topic_settings(topic).get("cleanup.policy")
     except ConfigError:
         policy = None
-    if policy is None:  # reading settings is a right of its own, which a worker can do without
+    if policy is None:
         log.warning("the settings of topic %r may not be read: whether it is compacted was not checked", topic)
-    elif policy != "compact":
-        fix = f"its cleanup.policy is {policy!r}, which drops the state of quiet assets: set it to 'compact'"
-        raise ConfigError("topic", topic, fix)
+    return policy or ""

@@ -18,6 +18,7 @@ from pipeline.protocols import Committer, Sink, Source
 
 if TYPE_CHECKING:
     from connectors.history import ParquetHistory
+    from connectors.scores_topic import ScoresTopic
     from jobs.console import Console
     from jobs.settings import Settings
     from pipeline.bundle import Bundle
@@ -119,15 +120,30 @@ def _kafka_feed(settings: Settings) -> Feed:
         dead_topic=k.dead_topic,
         state_topics={k.topic: k.state_topic},
         config_id=config_id(settings),
+        scores=_scores_topic(settings),
         commit_timeout_s=k.commit_timeout_s,
         at_step=failpoints.read(os.environ),
     )
     return Feed(source, committer, specs.field_mapping(settings))
 
 
+def publishes_scores(settings: Settings) -> bool:
+    """Return whether the watch hands its verdicts on to a topic; then the historian writes the history."""
+    return settings.source.type == "kafka" and settings.kafka.scores_topic != ""
+
+
+def _scores_topic(settings: Settings) -> ScoresTopic | None:
+    if not publishes_scores(settings):
+        return None
+    from connectors.scores_topic import ScoresTopic
+
+    k, names = settings.kafka, tuple(c.name for c in specs.channels(settings))
+    return ScoresTopic(k.scores_topic, settings.feed.name, names, k.scores_top)
+
+
 def history_of(settings: Settings) -> ParquetHistory | None:
-    """Return the history that the watch writes, unless it is switched off."""
-    if not settings.history.enabled:
+    """Return the history that the watch writes, unless it is switched off or the historian's."""
+    if not settings.history.enabled or publishes_scores(settings):
         return None
     from connectors.history import ParquetHistory
 

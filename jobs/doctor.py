@@ -116,10 +116,9 @@ def _kafka(settings: Settings) -> Iterator[Finding]:
     client = connect(specs.kafka_settings(settings), k.client)
     known = client.topics()
     yield Finding("broker", f"{','.join(k.bootstrap)} answers, {len(known)} topics, client {k.client}")
-    check_topics(client, k.alerts_topic, k.dead_topic, {k.topic: k.state_topic})
-    yield Finding(
-        "topics", f"{k.topic} ({known[k.topic]} partitions), {k.alerts_topic}, {k.dead_topic}, {k.state_topic}"
-    )
+    check_topics(client, k.alerts_topic, k.dead_topic, {k.topic: k.state_topic}, k.scores_topic)
+    others = [t for t in (k.alerts_topic, k.dead_topic, k.state_topic, k.scores_topic) if t]
+    yield Finding("topics", f"{k.topic} ({known[k.topic]} partitions), {', '.join(others)}")
 
 
 _CHECKS = (_channels, _device, _folders, _model, _source)

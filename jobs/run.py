@@ -41,6 +41,7 @@ def run(settings: Settings, console: Console, told: Callable[[Step], None] | Non
         history,
         max_rows=settings.run.max_rows,
         commit_interval_s=settings.run.commit_interval_s,
+        publish_scores=build.publishes_scores(settings),
         observe=watch.after,
     )
     try:

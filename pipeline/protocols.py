@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pipeline.values import Alert, Bool, DeadLetter, Float32, Int32, Polled, Rows, Scores, Verdicts
+from pipeline.values import Alert, Bool, DeadLetter, Float32, Int32, Polled, Rows, Scored, Scores, Verdicts
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +109,7 @@ class Batch:
     alerts: Sequence[Alert] = ()
     dead: Sequence[DeadLetter] = ()
     states: Mapping[tuple[str, int], Sequence[AssetState]] = field(default_factory=dict)  # of the assets that changed
+    scored: Sequence[Scored] = ()  # empty unless the committer publishes scores
 
 
 class Committer(Protocol):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pipeline.chain import Chain
 from pipeline.protocols import Batch, Committer, History, Source
-from pipeline.values import Alert, Output, Polled
+from pipeline.values import Alert, Output, Polled, Scored, Verdicts
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,7 @@ class Runner:
     max_rows : about how many messages one turn takes.
     commit_interval_s : how long a poll may gather; the latency of an alert on a quiet feed.
     keep_state : False where a run that ends is never gone on with: nothing is saved.
+    publish_scores : hand the verdicts to the committer, too.
     observe : called after every commit, with what was done.
     """
 
@@ -44,6 +45,7 @@ class Runner:
         max_rows: int = 8192,
         commit_interval_s: float = 0.2,
         keep_state: bool = True,
+        publish_scores: bool = False,
         observe: Callable[[Step], None] | None = None,
     ) -> None:
         self.chain = chain
@@ -53,6 +55,7 @@ class Runner:
         self._max_rows = max_rows
         self._interval_s = commit_interval_s
         self._keep_state = keep_state
+        self._publish_scores = publish_scores
         self._observe = observe
 
     def restore(self) -> None:
@@ -73,7 +76,8 @@ class Runner:
             self._keep(self._history, polled, output)
         positions = {(p.topic, p.partition): p.position for p in polled}
         states = self.chain.take_states() if self._keep_state else {}
-        self._committer.commit(Batch(positions, output.alerts, output.dead, states))
+        scored = self._scored(polled, output) if self._publish_scores else ()
+        self._committer.commit(Batch(positions, output.alerts, output.dead, states, scored))
         done = Step(polled, output, positions)
         if self._observe is not None:
             self._observe(done)
@@ -85,6 +89,13 @@ class Runner:
         while not stop():
             if self.step() is None and self._source.ended():
                 break
+
+    def _scored(self, polled: Sequence[Polled], output: Output) -> list[Scored]:
+        verdicts: Sequence[Verdicts | None] = output.verdicts or [None] * len(polled)
+        return [
+            Scored(p.topic, p.partition, self.chain.assets(p.topic, p.partition), v, int(p.offset[0]), p.position)
+            for p, v in zip(polled, verdicts, strict=True)
+        ]
 
     def _keep(self, history: History, polled: Sequence[Polled], output: Output) -> None:
         for i, p in enumerate(polled):

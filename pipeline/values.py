@@ -177,6 +177,18 @@ class Verdicts:
 
 
 @dataclass(frozen=True, slots=True)
+class Scored:
+    """What one push said about the messages of one partition, `first` <= offset < `next`, for whoever publishes it."""
+
+    topic: str
+    partition: int
+    assets: Sequence[str]  # the names behind the codes of `verdicts`
+    verdicts: Verdicts | None  # None: nothing serves yet
+    first: int
+    next: int
+
+
+@dataclass(frozen=True, slots=True)
 class TopChannel:
     """One channel's part in an alert: its share of the error, and what was expected against what came."""
 

@@ -38,6 +38,10 @@ class Kafka(Section):
     alerts_topic: str = option("midwatch.alerts", "", "where alerts go", min_length=1)
     dead_topic: str = option("midwatch.dead", "", "where messages go that cannot be used", min_length=1)
     state_topic: str = option("midwatch.state", "", "compacted; where the state is kept", min_length=1)
+    scores_topic: str = option(
+        "", "", "where scores go, for `midwatch historian`, which then writes the history; empty: nowhere"
+    )
+    scores_top: int = option(0, "channels", "each score tells about so many, the worst; 0: about all", ge=0)
     start: Literal["earliest", "latest"] = option("earliest", "", "where a group begins that never committed")
     commit_timeout_s: float = option(15.0, "s", "a transaction that takes longer ends the process; it recovers", gt=0)
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = option(
@@ -67,7 +71,7 @@ class Sinks(Section):
 
 
 class History(Section):
-    """The Parquet files that nightly jobs read."""
+    """The Parquet files that nightly jobs read; `run` writes them, or the historian where kafka.scores_topic is set."""
 
     enabled: bool = option(True, "", "keep a history")
     root: str = option("var/history", "", "its folder", min_length=1)

@@ -123,6 +123,10 @@ class FeedTopics:
         return f"state-{self.mark}"
 
     @property
+    def scores(self) -> str:
+        return f"scores-{self.mark}"
+
+    @property
     def group(self) -> str:
         return f"group-{self.mark}"
 
@@ -131,7 +135,8 @@ class FeedTopics:
 
     def create(self, partitions: int = 2) -> FeedTopics:
         wanted = [NewTopic(self.input, partitions), NewTopic(self.alerts, 2), NewTopic(self.dead, 1)]
-        self.client().create_topics([*wanted, NewTopic(self.state, partitions, STATE_TOPIC_SETTINGS)])
+        wanted += [NewTopic(self.scores, partitions), NewTopic(self.state, partitions, STATE_TOPIC_SETTINGS)]
+        self.client().create_topics(wanted)
         return self
 
     def topics(self) -> dict[str, Any]:
