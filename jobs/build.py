@@ -51,13 +51,13 @@ def require_champion(settings: Settings, bundle: str | None = None) -> Bundle:
 
 
 def engine_of(bundle: Bundle, settings: Settings) -> Engine:
-    """Open an engine on the device that the settings ask for; one thread a worker, work is split by process."""
+    """Open an engine as the settings ask for it; one thread a worker, work is split by process."""
     import torch
 
     from models.engine import open_engine
 
     torch.set_num_threads(1)
-    return open_engine(bundle, settings.run.device)
+    return open_engine(bundle, settings.run.device, settings.run.precision, settings.run.priority)
 
 
 def chain_of(settings: Settings, mapping: FieldMapping) -> Chain:

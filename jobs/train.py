@@ -16,6 +16,7 @@ from jobs.settings import config_id
 from models.calibration import CalibrationSpec
 from models.fitting import Progress
 from models.judging import Stretch
+from models.profiles import FALLBACK, by_name, choose
 from models.retraining import Candidate, RetrainSpec, retrain
 from models.series import Series
 from pipeline.errors import GateRefused, TooLittleHistory
@@ -80,15 +81,15 @@ def retrain_spec(settings: Settings) -> RetrainSpec:
     import torch
 
     torch.set_num_threads(1)
-    device = settings.run.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    run = settings.run
+    judged = choose(run.device, run.precision, run.priority)
+    more = (FALLBACK, *map(by_name, settings.train.profiles))  # a CPU must be able to take over from anything
     return RetrainSpec(
         train=specs.train_spec(settings),
         calibration=CalibrationSpec(percentile=settings.train.percentile),
         holdout_share=settings.train.holdout_share,
         test_share=settings.train.test_share,
-        devices=(device,) if device == "cpu" else (device, "cpu"),  # what a GPU serves, a CPU must be able to take over
+        profiles=(judged, *(p for p in dict.fromkeys(more) if p.name != judged.name)),
     )
 
 

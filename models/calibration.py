@@ -19,6 +19,7 @@ from itertools import pairwise
 import numpy as np
 
 from models.engine import open_engine
+from models.profiles import FALLBACK, Profile
 from models.series import Series, thinned, window_ends
 from pipeline.bundle import POOLED, Bundle, Calibration, SmootherSpec
 from pipeline.errors import ConfigError, InputError, TooLittleHistory
@@ -85,9 +86,9 @@ def calibrate(
     series: Sequence[Series],
     holdout: Mapping[str, slice | int],
     spec: CalibrationSpec | None = None,
-    device: str = "cpu",
+    profile: Profile = FALLBACK,
 ) -> Bundle:
-    """Calibrate a bundle through the engine of a device; return it with that profile's calibration set.
+    """Calibrate a bundle through the engine of a profile; return it with that profile's calibration set.
 
     A row counts if its whole window is normal and the engine scores it. What comes out does not depend on the order of
     `series`, and an asset's own figures not on other assets, apart from the floor of its MAD and the pooled threshold
@@ -106,7 +107,7 @@ def calibrate(
     InputError : an asset that comes twice.
     ConfigError, BundleError, Unavailable : as `models.engine.open_engine`.
     """
-    engine = open_engine(bundle, device)
+    engine = open_engine(bundle, *profile)
     spec = spec or CalibrationSpec()
     held = _held_out(engine, series, holdout)
     made = _calibration(held, bundle.smoother, spec, bundle.window)
@@ -114,7 +115,7 @@ def calibrate(
 
 
 def recalibrate(
-    bundle: Bundle, series: Sequence[Series], spec: CalibrationSpec | None = None, device: str = "cpu"
+    bundle: Bundle, series: Sequence[Series], spec: CalibrationSpec | None = None, profile: Profile = FALLBACK
 ) -> Bundle:
     """Calibrate again on newer rows, as `calibrate` does; what nights with faults or without data say is bounded.
 
@@ -130,7 +131,7 @@ def recalibrate(
     ------
     As `calibrate`.
     """
-    engine = open_engine(bundle, device)
+    engine = open_engine(bundle, *profile)
     held = _held_out(engine, series, {one.asset: 0 for one in series})
     made = _calibration(held, bundle.smoother, spec or CalibrationSpec(), bundle.window)
     last = bundle.calibrations.get(engine.profile)

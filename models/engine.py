@@ -18,9 +18,10 @@ from models.aggregation import channel_shares, combine
 from models.engine_members import Workspace
 from models.engine_rings import Chunk, Rings, padded
 from models.engine_scorer import Scorer
+from models.profiles import FALLBACK, Precision, Priority, Profile, choose
 from models.scaling import unscale_scalar
 from pipeline.bundle import Bundle
-from pipeline.errors import BundleError, ConfigError, ShapeError, Unavailable
+from pipeline.errors import BundleError, ShapeError, Unavailable
 from pipeline.protocols import Engine, RawWindows
 from pipeline.values import Bool, Float32, Int32, Int64, Rows, Scores, UInt8
 
@@ -52,8 +53,9 @@ class TorchEngine:
     Parameters
     ----------
     bundle : with the tensors of every group.
-    device : a CPU or CUDA device. Reduced precision such as TF32 is switched off for the process: thresholds rest on
-        float32. Bits hold for one number of torch threads: set it before (one, for a worker).
+    profile : how to serve it. Whether float32 products may be TF32 is set for the whole process: open no engine of
+        another such profile while this one serves. Bits hold for one number of torch threads: set it before (one, for
+        a worker).
 
     Attributes
     ----------
@@ -66,9 +68,10 @@ class TorchEngine:
     Unavailable : the device is not there, or its memory is full.
     """
 
-    def __init__(self, bundle: Bundle, device: torch.device) -> None:
-        _full_precision()
-        self._bundle, self._device = bundle, device
+    def __init__(self, bundle: Bundle, profile: Profile = FALLBACK) -> None:
+        _set_precision(profile)
+        device = torch.device(profile.device)
+        self._bundle, self._profile, self._device = bundle, profile, device
         channels, groups = len(bundle.channels), range(len(bundle.groups))
         self._loc, self._scale = _scalers(bundle, "loc"), _scalers(bundle, "scale")
         self._rings = Rings(bundle.window, self._loc, self._scale, bundle.soft_clip)
@@ -77,7 +80,7 @@ class TorchEngine:
         with _reporting(device):
             self._host = torch.zeros(size, padded(readings), pin_memory=on_gpu)
             self._x = self._host.to(device)
-            spaces = [Workspace(device) for _ in bundle.members]
+            spaces = [Workspace(profile) for _ in bundle.members]
             self._scorers = [[Scorer(bundle, g, m, size, space) for m, space in enumerate(spaces)] for g in groups]
             self.fallbacks = _settle(self._scorers)
         self._chunk = Chunk(
@@ -95,7 +98,7 @@ class TorchEngine:
     @property
     def profile(self) -> str:
         """The serving profile that thresholds were fitted through."""
-        return profile_of(self._device.type)
+        return self._profile.name
 
     @property
     def rows_kept(self) -> int:
@@ -198,33 +201,17 @@ class TorchEngine:
         _in_input_units(expected, len(scorers), at, observed, *scaler, found.expected)
 
 
-def open_engine(bundle: Bundle, device: str = "auto") -> Engine:
-    """Open an engine for a bundle.
-
-    Parameters
-    ----------
-    device : `cpu`, `cuda`, `cuda:1` (and so on), or `auto`: CUDA where this machine has it and the bundle was
-        calibrated on it, else the CPU.
+def open_engine(
+    bundle: Bundle, device: str = "auto", precision: Precision = "float32", priority: Priority = "throughput"
+) -> Engine:
+    """Open an engine for a bundle, for the profile that `models.profiles.choose` makes of what is asked for.
 
     Raises
     ------
-    ConfigError : another device, or CUDA on a machine without.
+    ConfigError : as `models.profiles.choose`.
     BundleError, Unavailable : as TorchEngine.
     """
-    if device == "auto":
-        calibrated = profile_of("cuda") in bundle.calibrations
-        device = "cuda" if calibrated and torch.cuda.is_available() else "cpu"
-    kind, _, number = device.partition(":")
-    if kind not in _CHUNK or (number and not (kind == "cuda" and number.isdecimal())):
-        raise ConfigError("run.device", device, "choose 'auto', 'cpu', 'cuda' or 'cuda:<number>'")
-    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
-        raise ConfigError("run.device", device, f"there are {torch.cuda.device_count()} CUDA devices: choose 'auto'")
-    return TorchEngine(bundle, torch.device(device))
-
-
-def profile_of(device_type: str) -> str:
-    """Return the name of the serving profile of a kind of device."""
-    return f"{device_type}-float32"
+    return TorchEngine(bundle, choose(device, precision, priority, bundle))
 
 
 def _scalers(bundle: Bundle, name: str) -> Float32:
@@ -238,9 +225,10 @@ def _scalers(bundle: Bundle, name: str) -> Float32:
     return np.stack(found).astype(np.float32)
 
 
-def _full_precision() -> None:
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
+def _set_precision(profile: Profile) -> None:
+    """Allow TF32 or forbid it: PyTorch keeps that for the whole process."""
+    torch.set_float32_matmul_precision("high" if profile.precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = profile.precision == "tf32"
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
 

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from models.autoencoders import ConvAutoencoder, DenseAutoencoder, build_module
 from models.engine_gaps import reconstruct_holed
 from models.engine_rings import padded
+from models.profiles import Profile
 from pipeline.bundle import Bundle
 from pipeline.errors import BundleError
 
-# Batch sizes by device. The weights of a dense layer are read once a batch, so a large one is worth it; a single row
-# must not pay for hundreds; a batch of convolutions is cut so that its activations stay in the cache.
+# Batch sizes by kind of device. The weights of a dense layer are read once a batch, so a large one is worth it; one
+# row must not pay for hundreds; a batch of convolutions is cut so that its activations stay in the cache.
 _SHAPES: Mapping[str, tuple[int, ...]] = {"cpu": (8, 16, 32, 64, 128, 256, 512, 1024), "cuda": (256, 4096)}
 _CONV_SHAPES: Mapping[str, tuple[int, ...]] = {"cpu": (8, 16, 32, 64, 128, 256), "cuda": (256, 4096)}
 _LEAST_RIDGE = 1e-5  # many times what float32 leaves of the orthogonality of components; below it gaps are ill-posed
@@ -35,8 +36,9 @@ class Workspace:
     Every row starts on a 64-byte boundary.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+        self.device = torch.device(profile.device)
         self._rooms: dict[tuple[str, int, int], Tensor] = {}
         self._results: tuple[Tensor, Tensor] | None = None
 
@@ -82,7 +84,7 @@ class PcaMember:
 
     def __init__(self, mean: Tensor, components: Tensor, ridge: Tensor, last: int, space: Workspace) -> None:
         readings = len(mean)
-        self.shapes = _SHAPES[space.device.type]
+        self.shapes = _shapes(space.profile)
         self._last = last
         self._components = components
         self._offset = -(components @ mean)
@@ -117,7 +119,7 @@ class DenseMember:
     """
 
     def __init__(self, module: DenseAutoencoder, last: int, space: Workspace) -> None:
-        self.shapes = _SHAPES[space.device.type]
+        self.shapes = _shapes(space.profile)
         layers = _linear_layers([*module.encoder, *module.decoder])
         weight, bias, relu = layers[-1]
         layers[-1] = (weight[len(weight) - last :].clone(), bias[len(bias) - last :].clone(), relu)
@@ -145,7 +147,7 @@ class ConvMember:
     """
 
     def __init__(self, module: ConvAutoencoder, last: int, space: Workspace) -> None:
-        self.shapes = _CONV_SHAPES[space.device.type]
+        self.shapes = _shapes(space.profile, _CONV_SHAPES)
         self._last = last
         self._rows, self._channels = module.window, next(module.parameters()).shape[1]
         self._before = -module.window % module.total_stride
@@ -188,6 +190,10 @@ def build_member(bundle: Bundle, group: int, index: int, space: Workspace) -> Me
     if isinstance(module, DenseAutoencoder):
         return DenseMember(module, last, space)
     return ConvMember(module, last, space)
+
+
+def _shapes(profile: Profile, by_kind: Mapping[str, tuple[int, ...]] = _SHAPES) -> tuple[int, ...]:
+    return (1,) if profile.priority == "latency" else by_kind[profile.kind]
 
 
 def _build_pca(tensors: dict[str, Tensor], readings: int, last: int, prefix: str, space: Workspace) -> PcaMember:

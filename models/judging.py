@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from models.engine import profile_of
+from models.profiles import FALLBACK, Profile
 from models.promotion import GateLimits, Outcome, Suite, judge
 from models.scaling import NEAR_CONSTANT
 from models.scoring import Scored, ratios
@@ -103,8 +103,8 @@ def trial(
     )
 
 
-def outcome(bundle: Bundle, on: Trial, device: str = "cpu", name: str = "") -> Outcome:
-    """Put a trial to a bundle, through the serving path of `device`.
+def outcome(bundle: Bundle, on: Trial, profile: Profile = FALLBACK, name: str = "") -> Outcome:
+    """Put a trial to a bundle, through the serving path of a profile.
 
     Parameters
     ----------
@@ -117,10 +117,10 @@ def outcome(bundle: Bundle, on: Trial, device: str = "cpu", name: str = "") -> O
     """
     if not on.held:
         raise InputError("there are no held-out rows to judge a bundle on")
-    clean = ratios(bundle, on.held, device)
-    hurt = ratios(bundle, on.held, device, x=on.faulted)
-    known = ratios(bundle, on.confirmed, device) if on.confirmed else []
-    calibration = bundle.calibration(profile(device))
+    clean = ratios(bundle, on.held, profile)
+    hurt = ratios(bundle, on.held, profile, x=on.faulted)
+    known = ratios(bundle, on.confirmed, profile) if on.confirmed else []
+    calibration = bundle.calibration(profile.name)
     nothing = np.float32(np.nan)
     return Outcome(
         model_id=name or bundle.id,
@@ -129,11 +129,6 @@ def outcome(bundle: Bundle, on: Trial, device: str = "cpu", name: str = "") -> O
         thresholds=dict(zip(calibration.assets, calibration.threshold[1:].tolist(), strict=True)),
         confirmed=_suite(known, on.confirmed_at) if on.confirmed else None,
     )
-
-
-def profile(device: str) -> str:
-    """Return the serving profile of a device by its name, which is not `auto`."""
-    return profile_of(device.partition(":")[0])
 
 
 def pca_alone(bundle: Bundle) -> Bundle | None:

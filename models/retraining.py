@@ -12,7 +12,8 @@ from typing import Any
 
 from models.calibration import CalibrationSpec, calibrate, recalibrate
 from models.fitting import Progress, fit_bundle
-from models.judging import Stretch, Trial, loses_to_pca, outcome, pca_alone, profile, trial
+from models.judging import Stretch, Trial, loses_to_pca, outcome, pca_alone, trial
+from models.profiles import FALLBACK, Profile
 from models.promotion import GateLimits, GateReport, Outcome, judge
 from models.series import Series
 from models.splits import Split, fit_part, holdout, split, to_judge
@@ -44,7 +45,7 @@ class RetrainSpec:
         alarms.
     limits : of the gate where there is a champion.
     first_limits : where there is none to be compared with.
-    devices : to calibrate for; the first one is trained on and judged through.
+    profiles : to calibrate for. Candidates are judged through the first one, and trained on its device.
     """
 
     train: TrainSpec
@@ -53,7 +54,7 @@ class RetrainSpec:
     test_share: float = 0.1
     limits: GateLimits = LIMITS
     first_limits: GateLimits = FIRST_LIMITS
-    devices: tuple[str, ...] = ("cpu",)
+    profiles: tuple[Profile, ...] = (FALLBACK,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,17 +93,17 @@ def retrain(
     window = max(member.window for member in member_specs(spec.train))
     splits = split(series, window, spec.holdout_share, spec.test_share)
     fit = fit_part(series, splits)
-    fitted = fit_bundle(fit, spec.train, progress, spec.devices[0])
+    fitted = fit_bundle(fit, spec.train, progress, spec.profiles[0].kind)
     ensemble = _calibrated(fitted, series, splits, spec)
     rows = to_judge(splits) if spec.test_share else holdout(splits)
     held_out = {s.asset: s.calibration.start for s in splits if s.calibration_windows}
     on = trial(series, rows, window, spec.train.seed, confirmed, held_out)
     alone = _pca_of(fitted, fit, spec)
-    candidate, own = ensemble, outcome(ensemble, on, spec.devices[0], CANDIDATE)
+    candidate, own = ensemble, outcome(ensemble, on, spec.profiles[0], CANDIDATE)
     pca, instead = own, ""
     if alone is not None:
         calibrated = _calibrated(alone, series, splits, spec)
-        pca = outcome(calibrated, on, spec.devices[0], "PCA alone")
+        pca = outcome(calibrated, on, spec.profiles[0], "PCA alone")
         instead = loses_to_pca(own, pca, LIMITS) if "pca" in spec.train.members else ""  # else nobody asked for it
         if instead:
             candidate, own = calibrated, replace(pca, model_id=CANDIDATE)
@@ -144,18 +145,18 @@ def recalibrated(
     """
     splits = split(series, base.window, spec.test_share or 0.2)
     made = base
-    for device in spec.devices:
-        made = recalibrate(made, fit_part(series, splits), spec.calibration, device)
+    for profile in spec.profiles:
+        made = recalibrate(made, fit_part(series, splits), spec.calibration, profile)
     on = trial(series, holdout(splits), base.window, spec.train.seed, confirmed)
-    own = outcome(made, on, spec.devices[0], CANDIDATE)
+    own = outcome(made, on, spec.profiles[0], CANDIDATE)
     report = _report(own, None, champion, on, spec)
     since = {"from": base.id, "metrics": _metrics(own, None, on), **(told or {})}
     return Candidate(replace(made, id="", provenance={**base.provenance, "recalibrated": since}), report)
 
 
 def _calibrated(bundle: Bundle, series: Sequence[Series], splits: Sequence[Split], spec: RetrainSpec) -> Bundle:
-    for device in spec.devices:
-        bundle = calibrate(bundle, series, holdout(splits), spec.calibration, device)
+    for profile in spec.profiles:
+        bundle = calibrate(bundle, series, holdout(splits), spec.calibration, profile)
     return bundle
 
 
@@ -163,7 +164,7 @@ def _pca_of(fitted: Bundle, fit: Sequence[Series], spec: RetrainSpec) -> Bundle 
     """Return PCA alone: the ensemble's own member, or one fitted for comparison; None: the bundle is nothing else."""
     if {member.kind for member in fitted.members} == {"pca"}:
         return None
-    return pca_alone(fitted) or fit_bundle(fit, replace(spec.train, members=("pca",)), None, spec.devices[0])
+    return pca_alone(fitted) or fit_bundle(fit, replace(spec.train, members=("pca",)), None, spec.profiles[0].kind)
 
 
 def _report(own: Outcome, pca: Outcome | None, champion: Bundle | None, on: Trial, spec: RetrainSpec) -> GateReport:
@@ -171,7 +172,7 @@ def _report(own: Outcome, pca: Outcome | None, champion: Bundle | None, on: Tria
     against, why = None, ""
     if champion is not None:
         why = _incomparable(champion, spec)
-        against = None if why else outcome(champion, on, spec.devices[0])
+        against = None if why else outcome(champion, on, spec.profiles[0])
     report = judge(own, against, pca, spec.limits if against is not None else spec.first_limits)
     return replace(report, warnings=(why, *report.warnings)) if why else report
 
@@ -179,8 +180,8 @@ def _report(own: Outcome, pca: Outcome | None, champion: Bundle | None, on: Tria
 def _incomparable(champion: Bundle, spec: RetrainSpec) -> str:
     if champion.channels != spec.train.channels or champion.period_ns != spec.train.period_ns:
         return f"champion {champion.id} is for other channels or another period: it was not compared with"
-    if profile(spec.devices[0]) not in champion.calibrations:
-        return f"champion {champion.id} is not calibrated for {profile(spec.devices[0])}: it was not compared with"
+    if spec.profiles[0].name not in champion.calibrations:
+        return f"champion {champion.id} is not calibrated for {spec.profiles[0].name}: it was not compared with"
     return ""
 
 

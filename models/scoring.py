@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from models.engine import open_engine
+from models.profiles import FALLBACK, Profile
 from models.series import Series
 from pipeline.bundle import POOLED, Bundle, Calibration, SmootherSpec
 from pipeline.errors import ShapeError
@@ -35,13 +36,13 @@ class Scored:
 
 
 def ratios(
-    bundle: Bundle, series: Sequence[Series], device: str = "cpu", x: Sequence[Float32] | None = None
+    bundle: Bundle, series: Sequence[Series], profile: Profile = FALLBACK, x: Sequence[Float32] | None = None
 ) -> list[Scored]:
     """Score series side by side, each from an empty window and its asset's start values.
 
     Parameters
     ----------
-    bundle : calibrated for the profile of `device`.
+    bundle : calibrated for the profile.
     series : rows of one asset each; an asset may come several times, and one that the bundle does not know is scored
         as it would be live.
     x : (n, C) float32 for each series: readings to score instead of its own, such as ones with faults.
@@ -56,7 +57,7 @@ def ratios(
     for one, values in zip(series, readings, strict=True):
         if values.shape != one.x.shape or values.dtype != np.float32:
             raise ShapeError(f"readings for asset {one.asset!r} are {values.dtype} {values.shape}: not {one.x.shape}")
-    engine = open_engine(bundle, device)
+    engine = open_engine(bundle, *profile)
     calibration = bundle.calibration(engine.profile)
     known = calibration.row_of()
     cal_row = np.array([known.get(one.asset, POOLED) for one in series], np.int32)

@@ -94,6 +94,12 @@ class Run(Section):
         "cpu, cuda or cuda:N; auto: the best that the model was calibrated for",
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
     )
+    precision: Literal["float32", "tf32", "bfloat16", "int8"] = option(
+        "float32", "", "of the models' products; int8: CPU only, tf32: CUDA only; thresholds are fitted for each"
+    )
+    priority: Literal["throughput", "latency"] = option(
+        "throughput", "", "throughput: rows are scored in batches; latency: each by itself, on the CPU in float32"
+    )
     max_rows: int = option(4096, "messages", "most that one poll takes", ge=1)
     commit_interval_s: float = option(0.2, "s", "how long a poll may gather before its outputs are committed", gt=0)
     state: str = option("var/state", "", "folder of the state when the source is a file", min_length=1)

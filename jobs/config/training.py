@@ -14,6 +14,7 @@ from jobs.config.options import Seconds, Section, listed, option
 _Size = Annotated[int, Field(ge=1)]
 _Sizes = Annotated[tuple[_Size, ...], BeforeValidator(listed)]
 _Kinds = Annotated[tuple[Literal["pca", "dense", "conv"], ...], BeforeValidator(listed)]
+_Profiles = Annotated[tuple[str, ...], BeforeValidator(listed)]
 
 
 class Train(Section):
@@ -68,6 +69,9 @@ class Train(Section):
     patience: int = option(0, "checks", "without a better loss before training stops; 0: never", ge=0)
     seed: int = option(0, "", "of every random choice", ge=0)
 
+    profiles: _Profiles = option(
+        (), "", "what to calibrate for besides the profile of [run] and cpu-float32, such as cpu-int8 or cuda-float32"
+    )
     test_share: float = option(
         0.1, "share", "newest part of an asset's normal windows, to judge by; 0: all are learned from", ge=0, lt=1
     )

@@ -36,7 +36,7 @@ ENSEMBLES = {
 
 
 def pushed(bundle, rows, device=None):
-    engine = TorchEngine(bundle, torch.device(device or "cpu"))
+    engine = open_engine(bundle, device or "cpu")
     slots = engine.allocate([f"a{i}" for i in range(int(rows.asset.max()) + 1)])
     return engine.push([(rows, slots[rows.asset])])[0]
 
@@ -211,7 +211,7 @@ def test_a_device_that_is_not_there_is_a_configuration_error(device):
 
 
 def test_members_keep_all_their_batch_sizes_on_this_machine():
-    assert TorchEngine(make_bundle(ENSEMBLES["three with other windows"]), torch.device("cpu")).fallbacks == ()
+    assert TorchEngine(make_bundle(ENSEMBLES["three with other windows"])).fallbacks == ()
 
 
 @pytest.mark.parametrize(("error", "aggregation"), [("last", "mahalanobis"), ("window", "ztop"), ("last", "mse")])

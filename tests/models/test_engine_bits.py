@@ -28,7 +28,7 @@ BUNDLE = make_bundle(
 CASES = settings(deadline=None, max_examples=25)
 
 
-ENGINE = TorchEngine(BUNDLE, torch.device("cpu"))
+ENGINE = TorchEngine(BUNDLE)
 
 
 @contextmanager
@@ -46,7 +46,7 @@ def rows_of(seed, n=400, missing=0.02):
 
 @cache
 def whole(seed, n=400):
-    rows, engine = rows_of(seed, n), TorchEngine(BUNDLE, torch.device("cpu"))
+    rows, engine = rows_of(seed, n), TorchEngine(BUNDLE)
     slots = engine.allocate([f"a{i}" for i in range(ASSETS)])
     return engine.push([(rows, slots[rows.asset])])[0]
 

@@ -43,7 +43,7 @@ def test_a_member_whose_bits_depend_on_the_batch_size_gets_one_size_and_says_so(
 
     expect = PcaMember.expect
     monkeypatch.setattr(PcaMember, "expect", moody)
-    engine = TorchEngine(make_bundle([MemberSpec("pca", 4)]), torch.device("cpu"))
+    engine = TorchEngine(make_bundle([MemberSpec("pca", 4)]))
     assert engine.fallbacks == ("g0.m0",)
 
 
@@ -57,9 +57,9 @@ def test_a_member_whose_bits_depend_on_the_place_is_scored_row_by_row(monkeypatc
 
     bundle, rows = make_bundle([MemberSpec("pca", 4)], groups=2), make_rows(100, 5, assets=3)
     expect = PcaMember.expect
-    want = pushed(TorchEngine(bundle, torch.device("cpu")))
+    want = pushed(TorchEngine(bundle))
     monkeypatch.setattr(PcaMember, "expect", moody)
-    engine = TorchEngine(bundle, torch.device("cpu"))
+    engine = TorchEngine(bundle)
     assert engine.fallbacks == ("g0.m0", "g1.m0")
     np.testing.assert_allclose(pushed(engine), want, rtol=1e-4)
 
@@ -68,7 +68,7 @@ def test_equal_shapes_are_tried_once_for_all_groups(monkeypatch):
     tried = []
     settle = models.engine_scorer.Scorer.settle
     monkeypatch.setattr(models.engine_scorer.Scorer, "settle", lambda self: (tried.append(self), settle(self))[1])
-    TorchEngine(make_bundle([MemberSpec("pca", 4), MemberSpec("pca", 3)], groups=5), torch.device("cpu"))
+    TorchEngine(make_bundle([MemberSpec("pca", 4), MemberSpec("pca", 3)], groups=5))
     assert len(tried) == 2
 
 
@@ -76,7 +76,7 @@ def test_windows_that_cross_to_a_device_score_the_same():
     """The path of CUDA with CPU tensors in its place: windows and results are copies, not views."""
     bundle = make_bundle([MemberSpec("pca", 4), MemberSpec("dense", 3, error="window")])
     rows = make_rows(700, 5, assets=3, missing=0.05)
-    here, there = (TorchEngine(bundle, torch.device("cpu")) for _ in range(2))
+    here, there = (TorchEngine(bundle) for _ in range(2))
     there._x = torch.full_like(there._host, torch.nan)
     for scorer in there._scorers[0]:
         scorer._results = torch.full_like(scorer._results, torch.nan)

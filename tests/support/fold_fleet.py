@@ -58,9 +58,7 @@ def bundle(kind):
     )  # fmt: skip
     fit = [replace(s, normal=np.arange(rows) < 600) for s in series]
     fitted = fit_bundle(fit, spec)
-    return calibrate(
-        replace(fitted, id=kind), series, {s.asset: 620 for s in series}, CalibrationSpec(min_rows=100), "cpu"
-    )
+    return calibrate(replace(fitted, id=kind), series, {s.asset: 620 for s in series}, CalibrationSpec(min_rows=100))
 
 
 def chain_spec(lateness_s=0, mode="grid"):

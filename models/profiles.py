@@ -1,0 +1,117 @@
+"""Serving profiles: which device, in which precision, many rows at a time or one.
+
+Each of the three changes the low bits of a score, or more of it, so thresholds hold for the profile they were fitted
+through. A bundle carries a calibration for every profile it may be served on, under the profile's name.
+
+    cpu-float32  cpu-bfloat16  cpu-int8  cpu-float32-latency  cuda-float32  cuda-tf32  cuda-bfloat16
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import torch
+
+from pipeline.bundle import Bundle
+from pipeline.errors import ConfigError
+
+Precision = Literal["float32", "tf32", "bfloat16", "int8"]
+Priority = Literal["throughput", "latency"]
+
+PRECISIONS: Mapping[str, tuple[Precision, ...]] = {
+    "cpu": ("float32",),
+    "cuda": ("float32", "tf32"),
+}
+
+
+class Profile(NamedTuple):
+    """One way to serve.
+
+    Parameters
+    ----------
+    device : `cpu`, `cuda` or `cuda:<number>`; the number is no part of the name.
+    precision : of the products of a member's layers; windows, residuals and errors are float32 in every profile.
+    priority : `throughput` scores rows in batches, `latency` one by one (on the CPU, in float32).
+    """
+
+    device: str = "cpu"
+    precision: Precision = "float32"
+    priority: Priority = "throughput"
+
+    @property
+    def kind(self) -> str:
+        """`cpu` or `cuda`."""
+        return self.device.partition(":")[0]
+
+    @property
+    def name(self) -> str:
+        """What calibrations are kept under."""
+        return f"{self.kind}-{self.precision}" + ("-latency" if self.priority == "latency" else "")
+
+
+FALLBACK = Profile()  # what every bundle is calibrated for, and every host can serve
+
+
+def all_profiles() -> tuple[Profile, ...]:
+    """Return every profile there is."""
+    batches = [Profile(kind, precision) for kind, known in PRECISIONS.items() for precision in known]
+    return (*batches, Profile(priority="latency"))
+
+
+def by_name(name: str) -> Profile:
+    """Return the profile of that name.
+
+    Raises
+    ------
+    ConfigError : there is none.
+    """
+    known = {profile.name: profile for profile in all_profiles()}
+    if name not in known:
+        raise ConfigError("train.profiles", name, f"choose from {', '.join(known)}")
+    return known[name]
+
+
+def choose(
+    device: str = "auto",
+    precision: Precision = "float32",
+    priority: Priority = "throughput",
+    bundle: Bundle | None = None,
+) -> Profile:
+    """Return the profile that a host serves, or trains for, when it asks for these.
+
+    Parameters
+    ----------
+    device : `auto` is CUDA where this machine has it, it knows the precision, and the bundle was calibrated for that;
+        else the CPU. A CPU has no TF32: with `auto` it serves float32 then.
+    bundle : None: one that is yet to be calibrated.
+
+    Raises
+    ------
+    ConfigError : another device, one that is not there, or one without that precision or priority.
+    """
+    if device == "auto":
+        gpu = Profile("cuda", precision, priority)
+        if gpu in all_profiles() and torch.cuda.is_available() and (bundle is None or gpu.name in bundle.calibrations):
+            return gpu
+        device, precision = "cpu", "float32" if precision == "tf32" else precision
+    profile = Profile(device, precision, priority)
+    _check(profile)
+    return profile
+
+
+def _check(profile: Profile) -> None:
+    kind, (_, colon, number) = profile.kind, profile.device.partition(":")
+    if kind not in PRECISIONS or (colon and not (kind == "cuda" and number.isdecimal())):
+        raise ConfigError("run.device", profile.device, "choose 'auto', 'cpu', 'cuda' or 'cuda:<number>'")
+    if profile.precision not in PRECISIONS[kind]:
+        can = ", ".join(PRECISIONS[kind])
+        raise ConfigError("run.precision", profile.precision, f"on {kind} choose from {can}")
+    if profile.priority == "latency" and profile._replace(device=kind) not in all_profiles():
+        raise ConfigError(
+            "run.priority", profile.priority, "is for the CPU in float32: set run.device and run.precision to these"
+        )
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            "run.device", profile.device, f"there are {torch.cuda.device_count()} CUDA devices: choose 'auto'"
+        )
