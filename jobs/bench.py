@@ -3,50 +3,77 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import ConfigError
+from jobs.benches.catalogue import BENCHES
+from jobs.benches.measure import Result, Trial
+from pipeline.errors import ConfigError, Unavailable
 
 if TYPE_CHECKING:
-    from jobs.benches.measure import Result
     from jobs.console import Console
 
-
-def _e2e_json_dense() -> Result:
-    from jobs.benches.e2e import json_dense
-
-    return json_dense()
+_COLUMNS = ("name", "ratio", "low", "high", "must", "goal", "stands", "yardstick")
+_MORE = ("name", "value", "low", "high")
 
 
-_BENCHES: dict[str, Callable[[], Result]] = {"e2e.json.dense": _e2e_json_dense}
-_COLUMNS = ("name", "ratio", "low", "high", "better", "yardstick")
-
-
-def bench(names: tuple[str, ...], out: Path | None, device: str, console: Console) -> None:
+def bench(names: Sequence[str], out: Path | None, trial: Trial, console: Console) -> list[Result]:
     """Run the benches of those names (all of them without any) and print a line for each.
+
+    Without names, what this machine has no device or package for is left out, and said so.
 
     Raises
     ------
     ConfigError : a name that is no bench.
+    Unavailable : a bench that was named cannot be run here.
     """
-    unknown = [name for name in names if name not in _BENCHES]
+    unknown = [name for name in names if name not in BENCHES]
     if unknown:
-        raise ConfigError("bench", unknown[0], f"choose from {', '.join(_BENCHES)}")
-    results = []
-    for name in names or _BENCHES:
-        with console.progress(name):
-            results.append(_BENCHES[name]().record())
+        raise ConfigError("bench", unknown[0], f"choose from {', '.join(BENCHES)}")
+    results = list(_run(names or list(BENCHES), trial, console, all_must=bool(names)))
+    records = [_record(result) for result in results]
     if out is not None:
-        out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        out.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
     if console.as_json:
-        console.line(json.dumps(results))
-        return
-    console.rows([{k: _short(v) for k, v in r.items()} for r in results], _COLUMNS)
+        console.line(json.dumps(records))
+        return results
+    console.rows([_line(result) for result in results], _COLUMNS)
     for result in results:
-        console.rows([{k: _short(v) for k, v in m.items()} for m in result["more"]], ("name", "value"))
+        if result.more:
+            console.line("")
+            console.line(result.name)
+            console.rows([_short({"value": m.get("ratio"), **m}) for m in result.more], _MORE)
+    return results
 
 
-def _short(value: object) -> object:
-    return f"{value:.4g}" if isinstance(value, float) else value
+def _run(names: Sequence[str], trial: Trial, console: Console, all_must: bool) -> Iterator[Result]:
+    for name in names:
+        with console.progress(name):
+            try:
+                result = BENCHES[name].run(trial)
+            except Unavailable as error:
+                if all_must:
+                    raise
+                console.warn(f"{name} not measured: {error}")
+                continue
+        console.detail(f"{name} {result.ratio:.4g} of {result.yardstick}")
+        yield result
+
+
+def _record(result: Result) -> dict[str, Any]:
+    """Return a result as JSON has it; what it must and should reach stands under `more`."""
+    entry = BENCHES[result.name]
+    levels = {"must": entry.must, "goal": entry.goal}
+    record = result.record()
+    record["more"] = [*record["more"], *({"name": n, "value": v} for n, v in levels.items() if v is not None)]
+    return record
+
+
+def _line(result: Result) -> dict[str, object]:
+    entry = BENCHES[result.name]
+    return _short({**result.record(), "must": entry.must, "goal": entry.goal, "stands": entry.stands(result)})
+
+
+def _short(line: Mapping[str, object]) -> dict[str, object]:
+    return {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in line.items()}

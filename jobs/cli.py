@@ -172,12 +172,14 @@ def bench(
     call: Call,
     names: Annotated[list[str] | None, typer.Argument(help="What to measure; everything without it.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the figures there, as JSON.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Only see that it runs; the figures mean nothing.")] = False,
     device: _Device = None,
 ) -> None:
-    """Measure how fast it is here."""
+    """Measure how fast it is here, as ratios to yardsticks measured beside."""
     from jobs.bench import bench as measure
+    from jobs.benches.measure import Trial
 
-    measure(names=tuple(names or ()), out=out, device=device or "auto", console=call.console)
+    measure(names=names or (), out=out, trial=Trial(quick=quick, device=device or "auto"), console=call.console)
 
 
 @command(app, configured=False)

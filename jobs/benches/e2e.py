@@ -1,43 +1,38 @@
-"""JSON messages to alerts through the very chain that `run` drives: decode, windows, autoencoder, smoother, life cycle.
+"""JSON messages to alerts through the very chain that `run` drives: decode, windows, models, smoother, life cycle.
 
-10,000 assets of 32 channels, windows of 64 rows, micro-batches of 1,024 messages, one thread. The network is the
-2048-256-32-256-2048 autoencoder whose every output counts (`error = "window"`), so that the yardstick, the fp32 GEMM
-rate of the same process, is asked for the same arithmetic.
+Micro-batches of 1,024 messages, one thread; every row ends a full window and is scored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
 import numpy as np
 import torch
 
-from jobs.benches.measure import Result, ratio, rounds
-from models.autoencoders import build_module
+from jobs.benches import fleet
+from jobs.benches.floor import gemm, network_floor
+from jobs.benches.measure import Result, Trial, against, result
 from models.engine import open_engine
-from pipeline.alert import AlertSpec, LifeCycleSpec, alert_columns
-from pipeline.align import AlignSpec
-from pipeline.bundle import Bundle, Calibration, MemberSpec, SmootherSpec
-from pipeline.chain import Chain, ChainSpec
+from models.engine_rings import Chunk, Rings
+from pipeline.alert import alert_columns
+from pipeline.bundle import Bundle, MemberSpec
+from pipeline.chain import Chain
 from pipeline.decode import decode
-from pipeline.gate import GateSpec
-from pipeline.mapping import FieldMapping
-from pipeline.protocols import Engine, RawWindows
+from pipeline.protocols import Engine
 from pipeline.smooth import smooth, smoother_columns
 from pipeline.state import AssetTable
-from pipeline.values import NS_PER_DAY, NS_PER_S, Float64, Int32, Int64, Polled, Rows, Scores
+from pipeline.values import Int32, Polled, Rows, Scores
 
-WINDOW, CHANNELS, ASSETS, BATCH = 64, 32, 10_000, 1024
-BATCHES = 400  # more than any count of rounds uses up
-_HIDDEN = (256,)
-_LATENT = 32
-_FLOP = 2 * 2 * (WINDOW * CHANNELS * _HIDDEN[0] + _HIDDEN[0] * _LATENT)
+_POLLS = 400  # more than any count of rounds uses up
 
 
-class _Line(msgspec.Struct):
+class Line(msgspec.Struct):
+    """A message as msgspec decodes it: the yardstick of everything that starts from JSON."""
+
     asset: str
     ts: int
     values: list[float]
@@ -59,98 +54,180 @@ class _Recorder:
         return getattr(self.engine, name)
 
 
-def json_dense(count: int = 7) -> Result:
-    """Return rows a second against the fp32 GEMM floor; shares of the stages and msgspec's bare decode under `more`."""
+class _Unscored:
+    """An engine that keeps windows and copies them out as scoring would need them, then says what was said before.
+
+    What a chain takes with it is what a chain takes outside the scorer.
+    """
+
+    def __init__(self, engine: _Recorder, bundle: Bundle) -> None:
+        self._engine, self._bundle = engine, bundle
+        loc, scale = np.zeros((1, fleet.CHANNELS), np.float32), np.ones((1, fleet.CHANNELS), np.float32)
+        self._rings = Rings(bundle.window, loc, scale, bundle.soft_clip)
+        self._chunk = chunk_of(fleet.BATCH, bundle.window)
+
+    def allocate(self, assets: Sequence[str]) -> Int32:
+        slots = self._rings.allocate(np.zeros(len(assets), np.int32))
+        self._rings.load(slots, fleet.full_windows(len(assets), self._bundle.window))
+        return slots
+
+    def push(self, batches: Sequence[tuple[Rows, Int32]]) -> list[Scores]:
+        (rows, slots), n = batches[0], len(batches[0][0])
+        order = np.arange(n)
+        status, coverage = np.zeros(n, np.uint8), np.zeros(n, np.float32)
+        self._rings.take(rows.x, rows.observed, rows.continuity, slots, order, self._chunk, status, coverage)
+        said = {f: getattr(rows, f) for f in ("asset", "ts_ns", "offset", "row", "continuity")}
+        return [replace(self._engine.scores[0], status=status, coverage=coverage, **said)]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine.engine, name)
+
+
+@dataclass(slots=True)
+class Watch:
+    """A chain with full windows of every asset, and the polls it has not seen yet."""
+
+    chain: Chain
+    engine: _Recorder
+    bundle: Bundle
+    polls: list[Polled]
+
+    @property
+    def lines(self) -> list[bytes]:
+        """The messages of one poll."""
+        return [line for line in self.polls[0].value if line is not None]
+
+
+def watch(members: Sequence[MemberSpec], trial: Trial) -> Watch:
+    """Return a chain over these members, warm: every window is full and every kernel compiled."""
     torch.set_num_threads(1)
-    spec, bundle = _spec(), _bundle()
+    bundle = fleet.bundle(members)
     engine = _Recorder(open_engine(bundle, "cpu"))
-    chain = Chain(spec)
+    assets = trial.size(fleet.ASSETS, 200)
+    chain = warm_chain(bundle, engine, assets)
+    engine.load(np.arange(assets, dtype=np.int32), fleet.full_windows(assets, bundle.window))
+    polls = fleet.batches(trial.size(_POLLS, 4), trial.size(fleet.BATCH, 64), assets)
+    chain.push(polls[:1])
+    return Watch(chain, engine, bundle, polls)
+
+
+def warm_chain(bundle: Bundle, engine: Any, assets: int) -> Chain:
+    """Return a chain that has seen every asset once."""
+    chain = Chain(fleet.chain_spec())
+    chain.push([fleet.messages(np.arange(assets), 0, np.zeros((assets, fleet.CHANNELS)))])
     chain.serve(bundle, engine)
-    g = np.random.default_rng(1)
-    chain.push([_messages(np.arange(ASSETS), 0, 0, g.normal(size=(ASSETS, CHANNELS)))])
-    engine.load(np.arange(ASSETS, dtype=np.int32), _full_windows(g))
-    batches = _batches(g)
-    chain.push(batches[:1])  # compiles what is compiled on first use
-    lines = [line for line in batches[0].value if line is not None]
-    apart = AssetTable({**smoother_columns(spec.smoother), **alert_columns(CHANNELS)})
-    for i in range(ASSETS):
-        apart.code(f"pump-{i:05d}")
-    rows = decode(batches[0], spec.mapping, apart).rows
-    pooled, calibration = np.zeros(BATCH, np.int32), bundle.calibration(engine.profile)
-    bare = msgspec.json.Decoder(_Line)
-    a, w = torch.randn(1024, 2048), torch.randn(256, 2048).t()
-    contestants: dict[str, Callable[[int], object]] = {
-        "chain": lambda i: chain.push([batches[i + 1]]),
-        "gemm": lambda _: torch.mm(a, w),
-        "msgspec": lambda _: [bare.decode(line) for line in lines],
-        "decode": lambda i: decode(batches[i % 8], spec.mapping, apart),
-        "engine": lambda _: engine.engine.push([(rows, rows.asset)]),
-        "smooth": lambda _: smooth(engine.scores[0], pooled, calibration, apart, spec.smoother),
-    }
-    with torch.inference_mode():
-        taken = rounds(contestants, count)
-    floor = _FLOP / (2 * 1024 * 2048 * 256 / taken["gemm"])
-    per_row = taken["chain"] / BATCH
-    share = {s: float(np.median(taken[s] / taken["chain"])) for s in ("decode", "engine", "smooth")}
-    return ratio(
-        "e2e.json.dense",
-        "fp32 GEMM floor of the network",
-        floor / per_row,
-        "higher",
-        rows_per_s=float(np.median(1 / per_row)),
-        floor_rows_per_s=float(np.median(1 / floor)),
-        to_msgspec_decode=float(np.median(taken["msgspec"] / taken["chain"])),
-        msgspec_rows_per_s=float(np.median(BATCH / taken["msgspec"])),
-        share_decode=share["decode"],
-        share_engine=share["engine"],
-        share_smooth=share["smooth"],
-        share_rest=1 - sum(share.values()),
+    return chain
+
+
+def chunk_of(size: int, window: int) -> Chunk:
+    """Return room for `size` windows."""
+    readings = window * fleet.CHANNELS
+    return Chunk(
+        x=np.zeros((size, readings), np.float32),
+        observed=np.ones((size, readings), np.bool_),
+        ends=np.zeros(size, np.int64),
+        age=np.zeros(size, np.int32),
     )
 
 
-def _batches(g: np.random.Generator) -> list[Polled]:
-    """Return micro-batches in time order, made beforehand: writing JSON is no part of what is measured."""
-    return [
-        _messages(g.integers(0, ASSETS, BATCH), turn + 1, turn * BATCH, g.normal(size=(BATCH, CHANNELS)).round(4))
-        for turn in range(BATCHES)
-    ]
+def json_dense(trial: Trial) -> Result:
+    """The 2048-256-32-256-2048 autoencoder, every output of which counts, against the fp32 GEMM floor."""
+    return _to_floor("e2e.json.dense", (fleet.DENSE,), fleet.DENSE_FLOP, trial)
 
 
-def _messages(assets: Int64, turn: int, offset: int, values: Float64) -> Polled:
-    n = len(assets)
-    first_ms = 1_790_000_000_000 + turn * BATCH * 1000
-    lines = [
-        msgspec.json.encode({"asset": f"pump-{a:05d}", "ts": first_ms + 1000 * i, "values": v})
-        for i, (a, v) in enumerate(zip(assets.tolist(), values.tolist(), strict=True))
-    ]
-    return Polled("bench", 0, np.arange(offset, offset + n, dtype=np.int64), np.zeros(n, np.int64), lines)
+def json_conv(trial: Trial) -> Result:
+    """The convolutional autoencoder (32-32-16, kernels 7 and 5, strides 2) against the fp32 GEMM floor."""
+    return _to_floor("e2e.json.conv", (fleet.CONV,), fleet.CONV_FLOP, trial)
 
 
-def _full_windows(g: np.random.Generator) -> RawWindows:
-    shape = (ASSETS, WINDOW, CHANNELS)
-    values = g.normal(size=shape).astype(np.float32)
-    return RawWindows(values, np.ones(shape, np.bool_), np.full(ASSETS, WINDOW, np.int32))
+def _to_floor(name: str, members: Sequence[MemberSpec], flop: int, trial: Trial) -> Result:
+    w = watch(members, trial)
+    taken = trial.rounds({**_whole(w), **_stages(w)})
+    floor = network_floor(flop, taken["gemm"])
+    batch = len(w.polls[0])
+    per_row = taken["chain"] / batch
+    return result(
+        name,
+        [
+            against("fp32 GEMM floor of the network", floor / per_row),
+            against("msgspec decode of the same lines", taken["msgspec"] / taken["chain"]),
+        ],
+        {
+            "rows_per_s": float(np.median(1 / per_row)),
+            "floor_rows_per_s": float(np.median(1 / floor)),
+            **_shares(taken),
+        },
+    )
 
 
-def _spec() -> ChainSpec:
-    names = tuple(f"c{i:02d}" for i in range(CHANNELS))
-    mapping = FieldMapping(channels=names, asset="asset", time="ts", time_unit="ms", values="values")
-    align = AlignSpec(mode="none", period_ns=NS_PER_S, max_gap_ns=30 * NS_PER_DAY, retire_after_ns=365 * NS_PER_DAY)
-    gate = GateSpec(stuck_frames=(50,) * CHANNELS, max_step=(np.inf,) * CHANNELS, missing_frames=10)
-    return ChainSpec(mapping, align, gate, SmootherSpec(), AlertSpec("bench", "bench", names, LifeCycleSpec()))
+def default(trial: Trial) -> Result:
+    """The default recipe: principal components of 32 rows (rank 128) and a dense 512-128-64-16 autoencoder.
+
+    No network of it is large, so the bar is what merely parsing the messages takes; the floor of both members is there
+    too.
+    """
+    w = watch(fleet.DEFAULT, trial)
+    taken = trial.rounds({**_whole(w), **_stages(w)})
+    floor = network_floor(fleet.DEFAULT_FLOP, taken["gemm"])
+    per_row = taken["chain"] / len(w.polls[0])
+    return result(
+        "e2e.default",
+        [
+            against("msgspec decode of the same lines", taken["msgspec"] / taken["chain"]),
+            against("fp32 GEMM floor of both members", floor / per_row),
+        ],
+        {"rows_per_s": float(np.median(1 / per_row)), **_shares(taken)},
+    )
 
 
-def _bundle() -> Bundle:
-    torch.manual_seed(0)
-    member = MemberSpec("dense", WINDOW, "window", "mse", {"hidden": _HIDDEN, "latent": _LATENT})
-    weights = build_module(member, CHANNELS).state_dict()
-    tensors = {f"g0.m0.{name}": value.numpy() for name, value in weights.items()}
-    tensors |= {"g0.scaler.loc": np.zeros(CHANNELS, np.float32), "g0.scaler.scale": np.ones(CHANNELS, np.float32)}
-    one = np.ones(1, np.float32)
-    start = np.zeros((1, SmootherSpec().memory), np.float32)
-    calibration = Calibration((), one, 0.1 * one, start, 50 * one)
-    return Bundle(
-        id="bench", channels=_spec().mapping.channels, period_ns=NS_PER_S, members=(member,), groups=("*",),
-        asset_group={}, default_group=0, soft_clip=3.0, smoother=SmootherSpec(),
-        calibrations={"cpu-float32": calibration}, stuck_frames=(0,) * CHANNELS, provenance={}, tensors=tensors,
-    )  # fmt: skip
+def overhead(trial: Trial) -> Result:
+    """The share of `e2e.json.dense` outside the scorer.
+
+    The same chain is run on the same messages with an engine that does all but scoring: it keeps the windows and copies
+    them out. What that takes is the overhead.
+    """
+    w = watch((fleet.DENSE,), trial)
+    assets = trial.size(fleet.ASSETS, 200)
+    bare = warm_chain(w.bundle, _Unscored(w.engine, w.bundle), assets)
+    bare.push(w.polls[:1])
+    taken = trial.rounds(
+        {
+            "chain": lambda i: w.chain.push([w.polls[i + 1]]),
+            "bare": lambda i: bare.push([w.polls[i + 1]]),
+        }
+    )
+    return result(
+        "e2e.overhead",
+        [against("the whole of e2e.json.dense", taken["bare"] / taken["chain"])],
+        {"us_per_row": float(np.median(taken["bare"]) / len(w.polls[0]) * 1e6)},
+        "lower",
+    )
+
+
+def _whole(w: Watch) -> dict[str, Callable[[int], object]]:
+    bare, lines = msgspec.json.Decoder(Line), w.lines
+    return {
+        "chain": lambda i: w.chain.push([w.polls[i + 1]]),
+        "gemm": gemm(),
+        "msgspec": lambda _: [bare.decode(line) for line in lines],
+    }
+
+
+def _stages(w: Watch) -> dict[str, Callable[[int], object]]:
+    """Return the costly stages by themselves, on what the chain gave them last."""
+    spec = w.chain.spec
+    table = AssetTable({**smoother_columns(spec.smoother), **alert_columns(fleet.CHANNELS)})
+    for name in w.chain.assets("bench", 0):
+        table.code(name)
+    rows = decode(w.polls[0], spec.mapping, table).rows
+    pooled, calibration = np.zeros(len(rows), np.int32), w.bundle.calibration(w.engine.profile)
+    return {
+        "decode": lambda i: decode(w.polls[i % len(w.polls)], spec.mapping, table),
+        "engine": lambda _: w.engine.engine.push([(rows, rows.asset)]),
+        "smooth": lambda _: smooth(w.engine.scores[0], pooled, calibration, table, spec.smoother),
+    }
+
+
+def _shares(taken: dict[str, np.ndarray]) -> dict[str, float]:
+    share = {f"share_{s}": float(np.median(taken[s] / taken["chain"])) for s in ("decode", "engine", "smooth")}
+    return {**share, "share_rest": 1 - sum(share.values())}

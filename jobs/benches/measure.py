@@ -1,4 +1,7 @@
-"""How a bench measures: contestants take turns, round by round, so that a machine that drifts hits all of them."""
+"""How a bench measures: contestants take turns, round by round, so that a machine that drifts hits all of them.
+
+A bench is a function `(trial: Trial) -> Result`; `jobs.benches.catalogue` gives it its name, must and goal.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,64 @@ from typing import Any, Literal
 
 import numpy as np
 
+Better = Literal["higher", "lower"]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """How much is measured.
+
+    Attributes
+    ----------
+    quick : sizes and rounds just large enough to go through every line of a bench; the figures mean nothing.
+    device : what benches of a device run on, as `models.engine.open_engine` takes it.
+    """
+
+    quick: bool = False
+    device: str = "auto"
+
+    @property
+    def count(self) -> int:
+        """Rounds that count."""
+        return 1 if self.quick else 7
+
+    @property
+    def least_s(self) -> float:
+        """How long a contestant's turn takes at least."""
+        return 0.0 if self.quick else 0.15
+
+    def size(self, full: int, quick: int) -> int:
+        """Return the size of something: the one that is defined, or the smallest that does."""
+        return quick if self.quick else full
+
+    def rounds(self, contestants: Mapping[str, Callable[[int], object]]) -> dict[str, np.ndarray]:
+        """Run every contestant once a round, in turn; return the seconds of one call, (count,) for each."""
+        return rounds(contestants, self.count, self.least_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """One comparison: the median over the rounds, with the lowest and the highest round."""
+
+    yardstick: str
+    ratio: float
+    low: float
+    high: float
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One line of a bench: `ratio` to `yardstick`, median over the rounds, with the lowest and the highest round."""
+    """One line of a bench: `ratio` to `yardstick`, median over the rounds, with the lowest and the highest round.
+
+    `more` holds what else was found: mappings with a `name`, and a `value` or a `ratio` with its `low` and `high`.
+    """
 
     name: str
     ratio: float
     yardstick: str
     low: float
     high: float
-    better: Literal["higher", "lower"] = "higher"
+    better: Better = "higher"
     more: Sequence[Mapping[str, Any]] = field(default_factory=list)
 
     def record(self) -> dict[str, Any]:
@@ -49,14 +99,25 @@ def rounds(
     return {name: np.array(seconds) for name, seconds in taken.items()}
 
 
-def ratio(name: str, yardstick: str, ratios: np.ndarray, better: Literal["higher", "lower"], **more: Any) -> Result:
-    """Return the result of one ratio a round."""
-    return Result(
-        name,
-        float(np.median(ratios)),
-        yardstick,
-        float(ratios.min()),
-        float(ratios.max()),
-        better,
-        [{"name": k, "value": float(v)} for k, v in more.items()],
-    )
+def against(yardstick: str, ratios: np.ndarray) -> Ratio:
+    """Return a comparison from one ratio a round."""
+    return Ratio(yardstick, float(np.median(ratios)), float(ratios.min()), float(ratios.max()))
+
+
+def worst(lines: Sequence[Ratio], better: Better = "higher") -> list[Ratio]:
+    """Return comparisons at several sizes with the worst one first."""
+    pick = min if better == "higher" else max
+    first = pick(lines, key=lambda line: line.ratio)
+    return [first, *(line for line in lines if line is not first)]
+
+
+def result(
+    name: str, lines: Sequence[Ratio], figures: Mapping[str, float] | None = None, better: Better = "higher"
+) -> Result:
+    """Return the result of a bench: the first line is its ratio, the others and plain figures come under `more`."""
+    first = lines[0]
+    more: list[Mapping[str, Any]] = [
+        {"name": f"to {line.yardstick}", "ratio": line.ratio, "low": line.low, "high": line.high} for line in lines[1:]
+    ]
+    more += [{"name": key, "value": float(value)} for key, value in (figures or {}).items()]
+    return Result(name, first.ratio, first.yardstick, first.low, first.high, better, more)

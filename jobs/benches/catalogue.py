@@ -1,0 +1,59 @@
+"""Every bench by name: where its function is, and what its ratio must and should reach.
+
+`must` is the least with which the work is called done, `goal` what the best known way reaches; they are printed beside
+the figures and never asserted: a busy machine is no broken program. A function is imported when its bench is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+
+from jobs.benches.measure import Result, Trial
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """One bench: `function` is `module:name` within `jobs.benches`; None where nothing was set beforehand."""
+
+    function: str
+    must: float | None = None
+    goal: float | None = None
+
+    def run(self, trial: Trial) -> Result:
+        """Measure it.
+
+        Raises
+        ------
+        Unavailable : what it needs (a device, a package) is not on this machine.
+        """
+        module, _, name = self.function.partition(":")
+        function: Callable[[Trial], Result] = getattr(import_module(f"jobs.benches.{module}"), name)
+        return function(trial)
+
+    def stands(self, result: Result) -> str:
+        """Return where a ratio stands: `goal`, `must` or `below`; empty where nothing was set."""
+        if self.must is None or self.goal is None:
+            return ""
+        sign = 1 if result.better == "higher" else -1
+        reached = [
+            name for name, level in (("goal", self.goal), ("must", self.must)) if sign * result.ratio >= sign * level
+        ]
+        return (reached or ["below"])[0]
+
+
+BENCHES: Mapping[str, Bench] = {
+    "decode.json": Bench("decoding:json", 0.9, 1.2),
+    "decode.binary": Bench("decoding:binary", 0.2, 0.5),
+    "ring.scatter": Bench("rings:scatter", 0.8, 3.0),
+    "ring.window": Bench("rings:window", 0.45, 0.7),
+    "score.dense.fp32": Bench("scoring:dense", 0.8, 1.0),
+    "score.conv.fp32": Bench("scoring:conv", 0.6, 0.75),
+    "group.conv": Bench("scoring:group_conv", 2.5, 4.0),
+    "smooth.medmad": Bench("smoothing:medmad", 10.0, 20.0),
+    "e2e.json.dense": Bench("e2e:json_dense", 0.7, 0.85),
+    "e2e.json.conv": Bench("e2e:json_conv"),
+    "e2e.default": Bench("e2e:default"),
+    "e2e.overhead": Bench("e2e:overhead", 0.2, 0.1),
+}
