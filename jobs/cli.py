@@ -222,6 +222,19 @@ def models_rollback(call: Call) -> None:
     rollback(settings=call.settings(), console=call.console)
 
 
+@command(models, "export")
+def models_export(
+    call: Call,
+    bundle: Annotated[str, typer.Argument(metavar="ID")],
+    out: Annotated[Path, typer.Option(help="The folder to write; it must not exist, or be empty.")],
+    files: Annotated[list[Path] | None, typer.Argument(exists=True, help="Try it on these, not on history.")] = None,
+) -> None:
+    """Write a model as torch.export programs, for use without midwatch."""
+    from jobs.export import export_bundle
+
+    export_bundle(settings=call.settings(), bundle=bundle, out=out, files=tuple(files or ()), console=call.console)
+
+
 @command(alerts, "list")
 def alerts_list(
     call: Call,

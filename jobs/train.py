@@ -40,7 +40,7 @@ def train(settings: Settings, files: tuple[Path, ...], promote: bool, console: C
     """
     faults: tuple[Stretch, ...] = ()
     if files:
-        series, told = _from_files(settings, files, console)
+        series, told = read_files(settings, files, console)
     else:
         found = read_confirmed(settings, None, settings.train.days)
         series, faults, told = found.series, found.faults, found.told()
@@ -127,9 +127,10 @@ def conclude(settings: Settings, candidate: Candidate, promote: bool, told: Mapp
     return bundle.id
 
 
-def _from_files(
+def read_files(
     settings: Settings, files: Sequence[Path], console: Console
 ) -> tuple[tuple[Series, ...], dict[str, Any]]:
+    """Return the series of files, where every row without a sensor fault counts as normal, and what was read."""
     parts: list[Gathered] = []
     logs: list[str] = []
     with console.progress("reading") as advance:
