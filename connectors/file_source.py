@@ -199,13 +199,13 @@ def _format_of(path: str | Path, file_format: str) -> FileFormat:
         if name == file_format:
             return name
     if file_format:
-        raise ConfigError("source.file_format", file_format, f"must be one of {', '.join(known)}")
+        raise ConfigError("source.format", file_format, f"must be one of {', '.join(known)}")
     if Path(path).is_dir():
         return "parquet"
     try:
         return _SUFFIXES[Path(path).suffix.lower()]
     except KeyError:
-        fix = f"its suffix says no format: set file_format to one of {', '.join(known)}"
+        fix = f"its suffix says no format: set source.format to one of {', '.join(known)}"
         raise ConfigError("source.path", str(path), fix) from None
 
 

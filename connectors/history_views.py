@@ -68,6 +68,7 @@ def open_history(root: Path, labels: Path | None = None) -> duckdb.DuckDBPyConne
     con = duckdb.connect(":memory:")
     con.execute(f"SET allowed_directories = [{_text(path)}]")
     con.execute("SET enable_external_access = false")
+    con.execute("SET enable_progress_bar = false")  # it would be drawn into what a command prints
     for name, dataset in datasets(()).items():
         if any((root / name).glob("feed=*/date=*/*.parquet")):
             con.execute(_view(name, f"{path}/{name}/*/*/*.parquet"))

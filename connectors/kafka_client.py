@@ -216,7 +216,7 @@ def kafka_error(code: int, text: str, retriable: bool, doing: str) -> PipelineEr
     if code in _DENIED:
         return ConfigError("kafka", doing, f"the broker refuses it: {text}; check user, password and access rights")
     if code in _NO_TOPIC:
-        return ConfigError("kafka", doing, f"{text}; create the topic, or fix its name")
+        return ConfigError("kafka", doing, f"{text}; fix its name, or let `midwatch topics create` create it")
     if code in _TOO_LARGE:
         return StateError(f"{said}. Raise the topic's max.message.bytes")
     if code in _NOT_A_MEMBER:
@@ -226,15 +226,9 @@ def kafka_error(code: int, text: str, retriable: bool, doing: str) -> PipelineEr
     return StateError(said)
 
 
-def missing_topic(
-    topic: str, bootstrap: str, partitions: int, settings: Mapping[str, str] | None = None
-) -> ConfigError:
-    """Return the error for a topic that is not there, with the command that creates it."""
-    extra = "".join(f" --config {key}={value}" for key, value in (settings or {}).items())
-    command = (
-        f"kafka-topics.sh --bootstrap-server {bootstrap} --create --topic {topic} --partitions {partitions}{extra}"
-    )
-    return ConfigError("topic", topic, f"no such topic; `{command}` creates it")
+def missing_topic(option: str, topic: str) -> ConfigError:
+    """Return the error for the topic of an option that is not there, with the command that creates it."""
+    return ConfigError(option, topic, "no such topic: fix its name, or let `midwatch topics create` create it")
 
 
 def out_of_range(topic: str, partition: int, offset: int, first: int, end: int) -> StateError:

@@ -44,7 +44,7 @@ class KafkaSource:
         max_bytes: int = 32 << 20,
     ) -> None:
         if not 0 <= slot < slots:
-            raise ConfigError("slot", slot, f"from 0 to {slots - 1}, because slots = {slots}")
+            raise ConfigError("kafka.slot", slot, f"from 0 to {slots - 1}, because kafka.slots = {slots}")
         if start not in ("earliest", "latest"):
             raise ConfigError("kafka.start", start, "earliest or latest")
         self._client = client
@@ -55,7 +55,7 @@ class KafkaSource:
         self._places = [(t, p) for t in self._topics for p in range(self._counts[t]) if p % slots == slot]
         if not self._places:
             fix = f"no partition is left for it: the topics have {max(self._counts.values())}; use fewer slots"
-            raise ConfigError("slot", slot, fix)
+            raise ConfigError("kafka.slot", slot, fix)
         self._sought: dict[Place, int] = {}
         self._assigned = False
         self._check_at = time.monotonic() + _CHECK_S
@@ -139,5 +139,5 @@ class KafkaSource:
         known = self._client.topics(_ANSWER_S)
         for topic in self._topics:
             if topic not in known:
-                raise missing_topic(topic, self._client.settings.bootstrap, 4)
+                raise missing_topic("kafka.topic", topic)
         return {topic: known[topic] for topic in self._topics}

@@ -1,4 +1,4 @@
-"""The topics that commits write to: creating them, and checking that they are fit for it."""
+"""The topics that a feed reads and writes: creating them, and checking that they are fit for it."""
 
 from __future__ import annotations
 
@@ -19,68 +19,72 @@ def create_topics(
     dead_topic: str,
     state_topics: Mapping[str, str],
     scores_topic: str = "",
-    alert_partitions: int = 4,
+    partitions: int = 4,
     replication: int = -1,
 ) -> list[str]:
-    """Create the topics that a committer needs where they are not there yet; return the names of those created.
+    """Create the topics of a feed where they are not there yet; return the names of those created.
 
-    Raises
-    ------
-    ConfigError : an input topic (a key of `state_topics`) is not there: its partitions are what the state's follow.
+    A state topic is compacted. It and the scores have the partitions of the input topic; dead letters have one, so
+    that they are read in order.
+
+    Parameters
+    ----------
+    state_topics : input topic -> its state topic.
+    scores_topic : "" for a feed that publishes none.
+    partitions : of a new input topic, and of the alerts.
+    replication : copies of each partition; -1 leaves it to the broker.
     """
     known = client.topics()
     wanted = [
-        NewTopic(alerts_topic, alert_partitions, replication=replication),
+        NewTopic(alerts_topic, partitions, replication=replication),
         NewTopic(dead_topic, 1, replication=replication),
     ]
     for topic, state_topic in state_topics.items():
-        if topic not in known:
-            raise missing_topic(topic, client.settings.bootstrap, alert_partitions)
-        wanted.append(NewTopic(state_topic, known[topic], STATE_TOPIC_SETTINGS, replication))
+        count = known.get(topic, partitions)
+        wanted.append(NewTopic(topic, count, replication=replication))
+        wanted.append(NewTopic(state_topic, count, STATE_TOPIC_SETTINGS, replication))
         if scores_topic:
-            wanted.append(NewTopic(scores_topic, known[topic], replication=replication))
+            wanted.append(NewTopic(scores_topic, count, replication=replication))
     return client.create_topics([topic for topic in wanted if topic.name not in known])
 
 
 def check_topics(
     client: Client, alerts_topic: str, dead_topic: str, state_topics: Mapping[str, str], scores_topic: str = ""
 ) -> None:
-    """Check that everything a commit writes to is there and fit for it.
+    """Check that everything a feed reads and writes is there and fit for it.
 
     Raises
     ------
-    ConfigError : a topic is missing, too small or not compacted; with the command that helps.
+    ConfigError : a topic is missing, too small, or cleaned up in a way that loses what it is for; with what helps.
     """
     known = client.topics()
-    bootstrap = client.settings.bootstrap
     if len(set(state_topics.values())) < len(state_topics):
-        raise ConfigError("state_topics", dict(state_topics), "a state topic keeps the state of one input topic only")
-    for topic in (alerts_topic, dead_topic, *state_topics):
+        named = dict(state_topics)
+        raise ConfigError("kafka.state_topic", named, "a state topic keeps the state of one input topic only")
+    wanted = [("kafka.alerts_topic", alerts_topic), ("kafka.dead_topic", dead_topic)]
+    wanted += [("kafka.topic", topic) for topic in state_topics]
+    wanted += [("kafka.state_topic", topic) for topic in state_topics.values()]
+    wanted += [("kafka.scores_topic", scores_topic)] if scores_topic else []
+    for option, topic in wanted:
         if topic not in known:
-            raise missing_topic(topic, bootstrap, 4)
+            raise missing_topic(option, topic)
     for topic, state_topic in state_topics.items():
-        if state_topic not in known:
-            raise missing_topic(state_topic, bootstrap, known[topic], STATE_TOPIC_SETTINGS)
-        if known[state_topic] < known[topic]:
-            fix = f"has {known[state_topic]} partitions, fewer than the {known[topic]} of {topic!r}: add as many"
-            raise ConfigError("topic", state_topic, fix)
+        _require_as_many("kafka.state_topic", state_topic, topic, known)
         policy = _policy(client, state_topic)
         if policy not in ("compact", ""):
             fix = f"its cleanup.policy is {policy!r}, which drops the state of quiet assets: set it to 'compact'"
-            raise ConfigError("topic", state_topic, fix)
+            raise ConfigError("kafka.state_topic", state_topic, fix)
         if scores_topic:
-            _check_scores_topic(client, scores_topic, topic, known)
-
-
-def _check_scores_topic(client: Client, scores_topic: str, topic: str, known: Mapping[str, int]) -> None:
-    if scores_topic not in known:
-        raise missing_topic(scores_topic, client.settings.bootstrap, known[topic])
-    if known[scores_topic] < known[topic]:
-        fix = f"has {known[scores_topic]} partitions, fewer than the {known[topic]} of {topic!r}: add as many"
-        raise ConfigError("kafka.scores_topic", scores_topic, fix)
-    if "compact" in _policy(client, scores_topic):
+            _require_as_many("kafka.scores_topic", scores_topic, topic, known)
+    if scores_topic and "compact" in _policy(client, scores_topic):
         fix = "its cleanup.policy has 'compact', which keeps the newest scores only: set it to 'delete'"
         raise ConfigError("kafka.scores_topic", scores_topic, fix)
+
+
+def _require_as_many(option: str, follower: str, topic: str, known: Mapping[str, int]) -> None:
+    if known[follower] < known[topic]:
+        fix = f"has {known[follower]} partitions, fewer than the {known[topic]} of {topic!r}: add as many"
+        raise ConfigError(option, follower, fix)
 
 
 def _policy(client: Client, topic: str) -> str:

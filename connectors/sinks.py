@@ -21,16 +21,15 @@ class NdjsonSink:
 
     Parameters
     ----------
-    alerts : path of the alert file; it is made if need be.
-    dead : path of the dead-letter file; None: dead letters are not kept here.
+    alerts, dead : paths of the two files, made if need be; None: those are not kept here.
     """
 
-    def __init__(self, alerts: Path, dead: Path | None = None) -> None:
+    def __init__(self, alerts: Path | None, dead: Path | None = None) -> None:
         self._seen: dict[str, int] = {}  # alert id -> newest seq
         self._last: dict[tuple[str, int], tuple[int, int]] = {}  # (topic, partition) -> newest (offset, row)
-        self._alerts = _open_lines(alerts)
+        self._alerts = None if alerts is None else _open_lines(alerts)
         self._dead = None if dead is None else _open_lines(dead)
-        for line in self._alerts.lines():
+        for line in self._alerts.lines() if self._alerts else ():
             self._note(decode_alert(line))
         for line in self._dead.lines() if self._dead else ():
             self._note_dead(decode_dead_letter(line))
@@ -42,23 +41,23 @@ class NdjsonSink:
         ------
         SinkUnavailable : the disk did not take it; what was written of it is cut off again.
         """
-        new = list({(a.id, a.seq): a for a in alerts if a.seq > self._seen.get(a.id, -1)}.values())
-        _append_lines(self._alerts, [encode_alert(a) for a in new])
-        for alert in new:
-            self._note(alert)
-        if self._dead is None:
-            return
-        fresh = [d for d in dead if _where(d) > self._last.get((d.topic, d.partition), (-1, -2))]
-        fresh.sort(key=_where)
-        _append_lines(self._dead, [encode_dead_letter(d) for d in fresh])
-        for letter in fresh:
-            self._note_dead(letter)
+        if self._alerts is not None:
+            new = list({(a.id, a.seq): a for a in alerts if a.seq > self._seen.get(a.id, -1)}.values())
+            _append_lines(self._alerts, [encode_alert(a) for a in new])
+            for alert in new:
+                self._note(alert)
+        if self._dead is not None:
+            fresh = [d for d in dead if _where(d) > self._last.get((d.topic, d.partition), (-1, -2))]
+            fresh.sort(key=_where)
+            _append_lines(self._dead, [encode_dead_letter(d) for d in fresh])
+            for letter in fresh:
+                self._note_dead(letter)
 
     def close(self) -> None:
         """Close the files."""
-        self._alerts.close()
-        if self._dead is not None:
-            self._dead.close()
+        for file in (self._alerts, self._dead):
+            if file is not None:
+                file.close()
 
     def _note(self, alert: Alert) -> None:
         self._seen[alert.id] = max(alert.seq, self._seen.get(alert.id, -1))

@@ -159,9 +159,10 @@ def file_sinks(settings: Settings, console: Console) -> dict[str, Sink]:
     from connectors.sinks import NdjsonSink, TextSink
 
     sinks: dict[str, Sink] = {}
-    if settings.sinks.alerts == "-":
+    alerts, dead = settings.sinks.alerts, settings.sinks.dead
+    if alerts == "-":
         sinks["stdout"] = TextSink(sys.stdout, sys.stderr, as_json=console.as_json)
-    elif settings.sinks.alerts:
-        dead = Path(settings.sinks.dead) if settings.sinks.dead else None
-        sinks["ndjson"] = NdjsonSink(Path(settings.sinks.alerts), dead)
+        alerts = ""
+    if alerts or dead:
+        sinks["ndjson"] = NdjsonSink(Path(alerts) if alerts else None, Path(dead) if dead else None)
     return sinks

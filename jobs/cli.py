@@ -26,9 +26,11 @@ _PLAIN: dict[str, Any] = {"rich_markup_mode": None, "pretty_exceptions_enable": 
 app = typer.Typer(help=_HELP, **_PLAIN)
 models = typer.Typer(help="The models, and which one serves.", **_PLAIN)
 alerts = typer.Typer(help="The alerts, and what you say about them.", **_PLAIN)
+topics = typer.Typer(help="The Kafka topics that the configuration names.", **_PLAIN)
 config = typer.Typer(help="The configuration: check, show, describe it.", **_PLAIN)
 app.add_typer(models, name="models")
 app.add_typer(alerts, name="alerts")
+app.add_typer(topics, name="topics")
 app.add_typer(config, name="config")
 
 
@@ -281,6 +283,28 @@ def alerts_dismiss(call: Call, alert: _AlertId, note: _Note = "", by: _By = None
     from jobs.alerts import label_alert
 
     label_alert(settings=call.settings(), alert=alert, verdict="dismiss", note=note, by=by, console=call.console)
+
+
+@command(topics, "create")
+def topics_create(
+    call: Call,
+    partitions: Annotated[
+        int | None, typer.Option(min=1, help="Of readings and alerts; else 4, or kafka.slots.")
+    ] = None,
+    replication: Annotated[int | None, typer.Option(min=1, help="Copies of each; else as the broker has it.")] = None,
+) -> None:
+    """Create those that are missing, then check all; running it again is harmless."""
+    from jobs.topics import create
+
+    create(settings=call.settings(), partitions=partitions, replication=replication, console=call.console)
+
+
+@command(topics, "check")
+def topics_check(call: Call) -> None:
+    """Check that all are there and fit for what they are used for."""
+    from jobs.topics import check
+
+    check(settings=call.settings(), console=call.console)
 
 
 @command(config, "check")

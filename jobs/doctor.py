@@ -103,8 +103,8 @@ def _source(settings: Settings) -> Iterator[Finding]:
 
 
 def _kafka(settings: Settings) -> Iterator[Finding]:
-    from connectors.kafka_client import connect, has_crc32c
-    from connectors.kafka_topics import check_topics
+    from connectors.kafka_client import has_crc32c
+    from jobs.topics import connect, fit_topics
 
     k = settings.kafka
     if k.client == "kafka-python" and not has_crc32c():
@@ -113,12 +113,10 @@ def _kafka(settings: Settings) -> Iterator[Finding]:
             "not installed",
             "kafka-python checks records in Python, 5 to 23 times slower: pip install 'kafka-python[crc32c]'",
         )
-    client = connect(specs.kafka_settings(settings), k.client)
-    known = client.topics()
-    yield Finding("broker", f"{','.join(k.bootstrap)} answers, {len(known)} topics, client {k.client}")
-    check_topics(client, k.alerts_topic, k.dead_topic, {k.topic: k.state_topic}, k.scores_topic)
-    others = [t for t in (k.alerts_topic, k.dead_topic, k.state_topic, k.scores_topic) if t]
-    yield Finding("topics", f"{k.topic} ({known[k.topic]} partitions), {', '.join(others)}")
+    client = connect(settings)
+    yield Finding("broker", f"{','.join(k.bootstrap)} answers, {len(client.topics())} topics, client {k.client}")
+    found = fit_topics(settings, client)
+    yield Finding("topics", ", ".join(f"{t.topic} ({t.partitions} partitions)" for t in found))
 
 
 _CHECKS = (_channels, _device, _folders, _model, _source)

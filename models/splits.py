@@ -83,7 +83,8 @@ def split(
     TooLittleHistory : a part has fewer than `min_windows` windows.
     """
     if holdout_share <= 0 or test_share < 0 or holdout_share + test_share >= 1:
-        raise ConfigError("holdout_share, test_share", (holdout_share, test_share), "two shares, less than 1 together")
+        fix = f"must be above 0, and with train.test_share ({test_share}) below 1"
+        raise ConfigError("train.holdout_share", holdout_share, fix)
     for asset, times in Counter(s.asset for s in series).items():
         if times > 1:
             raise LeakageError(f"asset {asset!r} is there {times} times: join its rows before they are split")

@@ -17,6 +17,7 @@ from models.scaling import ScalerKind, soft_clip
 from models.training import LoopSpec
 from pipeline.bundle import MemberSpec, SmootherSpec
 from pipeline.errors import ConfigError
+from pipeline.values import NS_PER_S
 
 _MOST_PCA_READINGS = 8192  # D of a window: the covariance takes 8 D² bytes, its decomposition time ~ D³
 
@@ -134,7 +135,7 @@ def _check_data(spec: TrainSpec) -> None:
     if not spec.channels or len(set(spec.channels)) < len(spec.channels):
         raise ConfigError("feed.channels", spec.channels, "name at least one channel, each once")
     if spec.period_ns <= 0:
-        raise ConfigError("feed.period", spec.period_ns, "use a period above 0 ns")
+        raise ConfigError("feed.period_s", spec.period_ns / NS_PER_S, "use a period above 0")
     if spec.min_windows < 2:
         raise ConfigError("train.min_windows", spec.min_windows, "use at least 2; 450 is what was measured")
 

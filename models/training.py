@@ -174,11 +174,11 @@ def training_device(name: str) -> torch.device:
     ConfigError : an unknown name, or a GPU that is not there.
     """
     if name not in ("auto", "cpu", "cuda"):
-        raise ConfigError("device", name, "choose 'auto', 'cpu' or 'cuda'")
+        raise ConfigError("run.device", name, "choose 'auto', 'cpu' or 'cuda'")
     found = torch.cuda.is_available()
     if name == "cuda" and not found:
         raise ConfigError(
-            "device", name, "torch sees no GPU here: choose 'cpu', or 'auto' to take one where there is one"
+            "run.device", name, "torch sees no GPU here: choose 'cpu', or 'auto' to take one where there is one"
         )
     return torch.device("cuda" if found and name != "cpu" else "cpu")
 

@@ -97,10 +97,10 @@ class LifeCycleSpec:
             raise ConfigError("alert.frames", (self.frames, self.of), f"needs 1 <= frames <= of <= {_MOST_FRAMES}")
         levels = [level for level, _ in self.severities]
         if not levels or levels != sorted(levels):
-            raise ConfigError("alert.severities", self.severities, "needs at least one level, rising")
-        for name in ("min_duration_ns", "merge_gap_ns", "cooldown_ns", "update_every_ns"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"alert.{name}", getattr(self, name), "must not be negative")
+            raise ConfigError("alert.severity", self.severities, "needs at least one level, rising")
+        for name in ("min_duration", "merge_gap", "cooldown", "update_every"):
+            if (time_ns := getattr(self, f"{name}_ns")) < 0:
+                raise ConfigError(f"alert.{name}_s", time_ns / NS_PER_S, "must not be negative")
 
 
 # A quality fault is told once, by the gate: one frame opens it, and it has one severity.

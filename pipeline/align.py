@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, ShapeError
 from pipeline.state import AssetTable, Column
-from pipeline.values import Bool, Continuity, Int32, Int64, Quality, Rows
+from pipeline.values import NS_PER_S, Bool, Continuity, Int32, Int64, Quality, Rows
 
 _NO_TIME = np.iinfo(np.int64).min  # no row yet
 _LONGEST_NS = 1 << 60
@@ -69,20 +69,18 @@ class AlignSpec:
         if self.rounding not in ("nearest", "floor"):
             raise ConfigError("align.rounding", self.rounding, "use 'nearest' or 'floor'")
         if self.mode == "grid" and not 0 < self.period_ns < _LONGEST_NS:
-            raise ConfigError("align.period_ns", self.period_ns, "the grid needs a period above 0 and under 36 years")
+            raise ConfigError(
+                "feed.period_s", self.period_ns / NS_PER_S, "the grid needs a period above 0, under 36 years"
+            )
         if not 0 <= self.lateness_ns < _LONGEST_NS:
-            raise ConfigError("align.lateness_ns", self.lateness_ns, "use 0 or more, under 36 years")
+            raise ConfigError("align.lateness_s", self.lateness_ns / NS_PER_S, "use 0 or more, under 36 years")
         shortest = self.period_ns if self.mode == "grid" else 1
         if not shortest <= self.max_gap_ns:
-            raise ConfigError(
-                "align.max_gap_ns", self.max_gap_ns, f"use at least {shortest}, or every frame starts a window"
-            )
+            fix = f"use at least {shortest / NS_PER_S}, or every frame starts a window"
+            raise ConfigError("align.max_gap_s", self.max_gap_ns / NS_PER_S, fix)
         if not self.max_gap_ns <= self.retire_after_ns < _LONGEST_NS:
-            raise ConfigError(
-                "align.retire_after_ns",
-                self.retire_after_ns,
-                f"use at least max_gap_ns = {self.max_gap_ns}, under 36 years",
-            )
+            fix = f"use at least align.max_gap_s ({self.max_gap_ns / NS_PER_S}), under 36 years"
+            raise ConfigError("align.retire_after_s", self.retire_after_ns / NS_PER_S, fix)
 
 
 @dataclass(frozen=True, slots=True)

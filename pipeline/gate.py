@@ -44,15 +44,15 @@ class GateSpec:
 
     def __post_init__(self) -> None:
         if len(self.stuck_frames) != len(self.max_step):
-            raise ConfigError(
-                "gate.max_step", self.max_step, f"give one for each of the {len(self.stuck_frames)} channels"
-            )
+            fix = f"give one for each of the {len(self.stuck_frames)} channels"
+            raise ConfigError("feed.channels.max_step", self.max_step, fix)
         if any(k < 0 or k == 1 for k in self.stuck_frames):
-            raise ConfigError("gate.stuck_frames", self.stuck_frames, "use 0 (never) or at least 2 rows")
+            raise ConfigError("gate.stuck", self.stuck_frames, "use 0 (never) or at least 2 rows")
         if not all(step > 0 for step in self.max_step):
-            raise ConfigError("gate.max_step", self.max_step, "use steps above 0, inf for a channel that may jump")
+            fix = "use steps above 0, inf for a channel that may jump"
+            raise ConfigError("feed.channels.max_step", self.max_step, fix)
         if self.missing_frames < 0:
-            raise ConfigError("gate.missing_frames", self.missing_frames, "use 0 (never) or more rows")
+            raise ConfigError("gate.missing_after_s", self.missing_frames, "use 0 rows (never) or more")
 
 
 def gate_columns(channels: int) -> dict[str, Column]:

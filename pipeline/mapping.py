@@ -12,6 +12,15 @@ from pipeline.errors import ConfigError
 MESSAGE_KEY = "@key"  # as the asset field: the asset is the message's key
 MAX_TS_NS = 1 << 62  # times from 1823 to 2116: the difference of any two of them is an int64 too
 UNIT_DIGITS = {"ns": 0, "us": 3, "ms": 6, "s": 9}  # one unit is 10**digits nanoseconds
+_OPTIONS = {  # what an attribute is called in the configuration, where not mapping.<attribute>
+    "channels": "feed.channels",
+    "fields": "feed.channels.field",
+    "low": "feed.channels.low",
+    "high": "feed.channels.high",
+    "columns": "mapping",
+    "time_origin_ns": "mapping.time_origin",
+    "max_ahead_ns": "mapping.max_ahead_s",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +131,7 @@ def _check_names(m: FieldMapping) -> None:
     ):
         _refuse_unless(all(is_text(name) for name in names), m, key, "must be valid Unicode text")
     _refuse_unless(all((*m.channels, *m.columns, *m.names)), m, "channels", 'a name may not be ""')
-    _refuse_unless(len(set(m.columns)) == len(m.columns), m, "fields", "a field can have one meaning only")
+    _refuse_unless(len(set(m.columns)) == len(m.columns), m, "columns", "a field can have one meaning only")
 
 
 def _check_limits(m: FieldMapping) -> None:
@@ -134,7 +143,7 @@ def _check_limits(m: FieldMapping) -> None:
     _refuse_unless(ordered, m, "low", f"must not be above high = {m.high!r}")
     _refuse_unless(abs(m.time_origin_ns) <= MAX_TS_NS, m, "time_origin_ns", "must lie between 1823 and 2116")
     _refuse_unless(
-        m.time_unit != "iso" or not m.time_origin_ns, m, "time_origin_ns", "must be 0 where time_unit is iso"
+        m.time_unit != "iso" or not m.time_origin_ns, m, "time_origin_ns", "leave it out where time_unit is iso"
     )
     _refuse_unless(m.max_ahead_ns is None or m.max_ahead_ns >= 0, m, "max_ahead_ns", "must be 0 or more, or none")
     _refuse_unless(m.max_bytes > 0, m, "max_bytes", "must be more than 0")
@@ -145,6 +154,6 @@ def is_text(name: str) -> bool:
     return not any("\ud800" <= c <= "\udfff" for c in name)
 
 
-def _refuse_unless(fits: bool, mapping: FieldMapping, key: str, fix: str) -> None:
+def _refuse_unless(fits: bool, mapping: FieldMapping, name: str, fix: str) -> None:
     if not fits:
-        raise ConfigError(f"mapping.{key}", getattr(mapping, key), fix)
+        raise ConfigError(_OPTIONS.get(name, f"mapping.{name}"), getattr(mapping, name), fix)

@@ -26,7 +26,7 @@ from numba import njit
 from pipeline.bundle import Calibration, SmootherSpec
 from pipeline.errors import BundleError, ConfigError, ShapeError
 from pipeline.state import AssetTable, Column
-from pipeline.values import Continuity, Float32, Int32, Scores
+from pipeline.values import NS_PER_S, Continuity, Float32, Int32, Scores
 
 _COLUMNS = tuple(
     f"smoother_{c}" for c in ("started", "order", "sorted", "count", "oldest", "median", "mad", "bucket", "ewma")
@@ -48,7 +48,8 @@ def smoother_columns(spec: SmootherSpec) -> dict[str, Column]:
     if m < _FEWEST:
         raise ConfigError("smoother.memory", m, f"use at least {_FEWEST} errors")
     if not m <= spec.span_ns < 2**62 // m:
-        raise ConfigError("smoother.span_ns", spec.span_ns, f"use {m} ns (one per error) to {2**62 // m - 1} ns")
+        fix = f"use {m} ns (one per error) to {2**62 // m - 1} ns"
+        raise ConfigError("smoother.span_s", spec.span_ns / NS_PER_S, fix)
     if not spec.mad_floor > 0:
         raise ConfigError("smoother.mad_floor", spec.mad_floor, "use a floor above 0")
     if spec.ewma_span < 1:

@@ -55,9 +55,9 @@ def percentile_threshold(smoothed: Float32, percentile: float, floor: float = 1.
     TrainingError : no score is left.
     """
     if not 0 < percentile <= 100:
-        raise ConfigError("threshold.percentile", percentile, "use a number above 0, at most 100")
+        raise ConfigError("train.percentile", percentile, "use a number above 0, at most 100")
     if not floor > 0:
-        raise ConfigError("threshold.floor", floor, "use a number above 0")
+        raise ConfigError("floor", floor, "use a number above 0")
     usable = smoothed[np.isfinite(smoothed)]
     if len(usable) == 0:
         raise TrainingError(f"no threshold: none of {len(smoothed)} calibration scores is a number")

@@ -179,7 +179,7 @@ def test_every_service_of_the_compose_file_is_confined(compose):
 
 def test_our_containers_write_to_their_volume_and_tmp_only(compose):
     ours = {name: s for name, s in compose["services"].items() if s["image"] == "midwatch"}
-    assert set(ours) == {"run", "nightly"}
+    assert set(ours) == {"topics", "run", "nightly"}
     for service in ours.values():
         assert service["read_only"] is True
         assert service["tmpfs"] == ["/tmp"]
@@ -203,8 +203,7 @@ def test_the_compose_file_sets_options_that_exist(compose, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     settings = load(environ={"HOME": str(tmp_path), **compose["services"]["run"]["environment"]}).settings
     assert settings.source.type == "kafka"
-    topics = compose["services"]["topics"]["command"]
-    assert topics[topics.index("--topic") + 1] == settings.kafka.topic
+    assert compose["services"]["topics"]["environment"] == compose["services"]["run"]["environment"]
 
 
 @pytest.mark.parametrize("script", ["dev", ".ci/run"])

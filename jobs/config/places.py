@@ -64,7 +64,7 @@ class Kafka(Section):
 
 
 class Sinks(Section):
-    """Where alerts and dead letters go besides Kafka."""
+    """Where alerts and dead letters of a file go. Those of Kafka go to the topics of [kafka]."""
 
     alerts: str = option("var/alerts.ndjson", "", "file that alerts are added to; empty: none; `-`: standard output")
     dead: str = option("var/dead.ndjson", "", "file that dead letters are added to; empty: none")

@@ -273,7 +273,7 @@ def test_a_file_is_known_by_what_it_holds_and_one_that_grows_by_its_path(tmp_pat
     [
         ("rows.txt", ARROW, {}, "source.path"),
         ("absent.csv", ARROW, {}, "source.path"),
-        ("rows.csv", ARROW, {"file_format": "xml"}, "source.file_format"),
+        ("rows.csv", ARROW, {"file_format": "xml"}, "source.format"),
         ("rows.csv", JSON, {}, "mapping.format"),
         ("rows.csv", FieldMapping(channels=("temp",), format="arrow", asset="@key"), {}, "mapping.asset"),
         ("rows.csv", ARROW, {"speed": -1.0}, "source.speed"),

@@ -148,3 +148,8 @@ def test_a_root_with_quotes_and_blanks_is_read_and_one_with_a_pattern_is_refused
     assert len(rows_of(open_history(tmp_path / "it's here"), "north", CHANNELS)) == 40
     with pytest.raises(ConfigError, match=r"history\.root"):
         open_history(tmp_path / "what*")
+
+
+def test_a_slow_query_draws_no_progress_bar_into_what_a_command_prints(tmp_path):
+    bar = open_history(tmp_path).sql("SELECT current_setting('enable_progress_bar')").fetchone()
+    assert bar == (False,)

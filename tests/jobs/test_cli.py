@@ -192,6 +192,8 @@ def test_output_options_reach_the_console(midwatch, verb):
             {"since_ns": 86_400_000_000_000, "asset": None, "state": None, "limit": 50},
         ),
         ("doctor", "doctor", "doctor", {}),
+        ("topics check", "topics", "check", {}),
+        ("topics create --partitions 6", "topics", "create", {"partitions": 6, "replication": None}),
         ("models list", "promote", "list_bundles", {}),
         ("models show m1", "promote", "show_bundle", {"bundle": "m1"}),
         ("models promote m1", "promote", "promote_bundle", {"bundle": "m1"}),

@@ -119,9 +119,9 @@ def test_what_kafka_says_becomes_one_of_our_errors(code: int, retriable: bool, k
 
 
 def test_a_missing_topic_comes_with_the_command_that_creates_it() -> None:
-    said = str(missing_topic("state", "h:9092", 6, {"cleanup.policy": "compact"}))
-    assert "--create --topic state --partitions 6 --config cleanup.policy=compact" in said
-    assert "--bootstrap-server h:9092" in said
+    said = missing_topic("kafka.state_topic", "state")
+    assert (said.key, said.value) == ("kafka.state_topic", "state")
+    assert "`midwatch topics create`" in str(said)
 
 
 def test_an_offset_out_of_range_names_topic_partition_offset_and_what_is_there() -> None:

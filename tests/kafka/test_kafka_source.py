@@ -166,9 +166,9 @@ def test_a_broker_that_stops_answering_is_an_error_not_silence(
 @once
 def test_a_source_that_cannot_be_opened_says_which_setting_is_wrong(opened: Open, broker: Broker) -> None:
     for options, key in (
-        ({"topics": ["no-such-topic"]}, "topic"),
-        ({"slot": 2, "slots": 2}, "slot"),
-        ({"slot": 2, "slots": 3}, "slot"),
+        ({"topics": ["no-such-topic"]}, "kafka.topic"),
+        ({"slot": 2, "slots": 2}, "kafka.slot"),
+        ({"slot": 2, "slots": 3}, "kafka.slot"),
         ({"start": "yesterday"}, "kafka.start"),
     ):
         with pytest.raises(ConfigError) as refused:

@@ -57,7 +57,7 @@ def test_every_member_can_be_built_from_its_spec():
     [
         ("feed.channels", {"channels": ()}),
         ("feed.channels", {"channels": ("a", "b", "a")}),
-        ("feed.period", {"period_ns": 0}),
+        ("feed.period_s", {"period_ns": 0}),
         ("train.min_windows", {"min_windows": 1}),
         ("train.members", {"members": ()}),
         ("train.members", {"members": ("pca", "lstm")}),

@@ -294,12 +294,12 @@ def test_other_channels_or_codes_than_the_table_has_are_refused():
     [
         ("align.mode", {"mode": "fixed"}),
         ("align.rounding", {"rounding": "up"}),
-        ("align.period_ns", {"period_ns": 0}),
-        ("align.period_ns", {"period_ns": 1 << 61}),
-        ("align.lateness_ns", {"lateness_ns": -1}),
-        ("align.max_gap_ns", {"max_gap_ns": 9}),
-        ("align.retire_after_ns", {"retire_after_ns": 49}),
-        ("align.retire_after_ns", {"retire_after_ns": 1 << 61}),
+        ("feed.period_s", {"period_ns": 0}),
+        ("feed.period_s", {"period_ns": 1 << 61}),
+        ("align.lateness_s", {"lateness_ns": -1}),
+        ("align.max_gap_s", {"max_gap_ns": 9}),
+        ("align.retire_after_s", {"retire_after_ns": 49}),
+        ("align.retire_after_s", {"retire_after_ns": 1 << 61}),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_by_name(key, changes):

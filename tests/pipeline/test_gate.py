@@ -155,12 +155,12 @@ def test_other_channels_or_codes_are_refused():
 @pytest.mark.parametrize(
     ("key", "values"),
     [
-        ("gate.stuck_frames", ((1,), (INF,))),
-        ("gate.stuck_frames", ((-2,), (INF,))),
-        ("gate.max_step", ((0,), (0.0,))),
-        ("gate.max_step", ((0,), (float("nan"),))),
-        ("gate.max_step", ((0, 0), (INF,))),
-        ("gate.missing_frames", ((0,), (INF,), -1)),
+        ("gate.stuck", ((1,), (INF,))),
+        ("gate.stuck", ((-2,), (INF,))),
+        ("feed.channels.max_step", ((0,), (0.0,))),
+        ("feed.channels.max_step", ((0,), (float("nan"),))),
+        ("feed.channels.max_step", ((0, 0), (INF,))),
+        ("gate.missing_after_s", ((0,), (INF,), -1)),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_by_name(key, values):

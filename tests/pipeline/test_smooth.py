@@ -262,8 +262,8 @@ def test_a_calibration_that_does_not_fit_is_refused():
     ("key", "changes"),
     [
         ("smoother.memory", {"memory": 7}),
-        ("smoother.span_ns", {"span_ns": 15}),
-        ("smoother.span_ns", {"span_ns": 2**60}),
+        ("smoother.span_s", {"span_ns": 15}),
+        ("smoother.span_s", {"span_ns": 2**60}),
         ("smoother.mad_floor", {"mad_floor": 0.0}),
         ("smoother.ewma_span", {"ewma_span": 0}),
     ],
