@@ -151,5 +151,5 @@ def test_a_root_with_quotes_and_blanks_is_read_and_one_with_a_pattern_is_refused
 
 
 def test_a_slow_query_draws_no_progress_bar_into_what_a_command_prints(tmp_path):
-    bar = open_history(tmp_path).sql("SELECT current_setting('enable_progress_bar')").fetchone()
-    assert bar == (False,)
+    con = open_history(tmp_path)
+    assert con.execute("SELECT current_setting('enable_progress_bar')").fetchone() == (False,)
