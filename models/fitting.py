@@ -240,6 +240,7 @@ def _fit_module(
         "seed": record.seed,
         "threads": record.threads,
         "device": record.device,
+        "compiled": record.compiled,
         "windows": len(ends),
         "steps": len(record.loss),
         "weights_step": record.weights_step,

@@ -81,6 +81,7 @@ class TrainSpec:
     hold_out: float = 0.0
     patience: int = 0
     seed: int = 0
+    compile: Literal["auto", "on", "off"] = "auto"
     smoother: SmootherSpec = field(default_factory=SmootherSpec)
 
     def __post_init__(self) -> None:
@@ -105,6 +106,7 @@ class TrainSpec:
             noise=self.noise,
             patience=self.patience,
             seed=seed,
+            compile=self.compile,
         )
 
 

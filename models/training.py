@@ -34,6 +34,7 @@ _SAFE_STEPS = 25  # steps between copies of weights that gave a finite loss
 _GAIN = 1e-4  # share by which the held-out loss must fall to count as better
 
 Tensors = dict[str, NDArray[np.generic]]
+_Stopped = Literal["finished", "early", "non_finite"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ class LoopSpec:
     patience: int = 0
     check_every: int = 50
     seed: int = 0
+    compile: Literal["auto", "on", "off"] = "auto"
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "learning_rate", "clip_norm", "huber_delta", "check_every"):
@@ -80,6 +82,8 @@ class LoopSpec:
             raise ConfigError("train.schedule", self.schedule, "choose 'one_cycle' or 'plateau'")
         if self.loss not in ("mse", "huber"):
             raise ConfigError("train.loss", self.loss, "choose 'mse' or 'huber'")
+        if self.compile not in ("auto", "on", "off"):
+            raise ConfigError("train.compile", self.compile, "choose 'auto', 'on' or 'off'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +98,10 @@ class TrainingRecord:
     seed: int
     threads: int
     device: str
+    compiled: bool
     loss: Float32
     held_out: Float32
-    stopped: Literal["finished", "early", "non_finite"]
+    stopped: _Stopped
     weights_step: int
 
 
@@ -122,7 +127,7 @@ def train(
 
     Parameters
     ----------
-    build : makes the module with fresh weights; called once, after seeding.
+    build : makes the module with fresh weights; called after seeding.
     scaled, observed : (N, C), 0.0 where not observed.
     ends : rows that end training windows.
     held_ends : rows that end windows kept out of training, for the plateau schedule and early stopping.
@@ -145,10 +150,24 @@ def train(
     if spec.patience and not len(held):
         raise ConfigError("train.patience", spec.patience, "hold a part out (train.hold_out), or use 0")
     where = training_device(device)
-    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
-        torch.manual_seed(spec.seed)
-        run = _Run(build().to(where), _Windows(scaled, observed, window, where), ends, held, spec)
-        stopped = _loop(run, spec, report)
+    source = _Windows(scaled, observed, window, where)
+
+    def attempt(compiled: bool) -> tuple[_Run, _Stopped]:
+        with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
+            torch.manual_seed(spec.seed)
+            module = build().to(where)
+            run = _Run(module, torch.compile(module, dynamic=False) if compiled else module, source, ends, held, spec)
+            return run, _loop(run, spec, report)
+
+    compiled = spec.compile == "on" or (spec.compile == "auto" and where.type == "cuda")
+    try:
+        run, stopped = attempt(compiled)
+    except RuntimeError as error:  # compilers fail at the first step: nothing is lost by starting again
+        if not compiled:
+            raise
+        if spec.compile == "on":
+            raise ConfigError("train.compile", "on", f"torch cannot compile here, use 'off': {error}") from error
+        run, stopped = attempt(compiled := False)
     if not run.curve:
         raise TrainingError(
             "the first loss was not finite: look for readings that are not finite, or widen the limits of the scaler"
@@ -158,6 +177,7 @@ def train(
         seed=spec.seed,
         threads=torch.get_num_threads(),
         device=str(where),
+        compiled=compiled,
         loss=np.array(run.curve, np.float32),
         held_out=np.array(run.held_out, np.float32),
         stopped=stopped if finite else "non_finite",
@@ -218,10 +238,18 @@ class _Windows:
 class _Run:
     """The state of one training run: a step, a check, and what is left at the end."""
 
-    def __init__(self, module: nn.Module, source: _Windows, ends: Int64, held: Int64, spec: LoopSpec) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        forward: Callable[..., Tensor],
+        source: _Windows,
+        ends: Int64,
+        held: Int64,
+        spec: LoopSpec,
+    ) -> None:
         self.curve: list[float] = []
         self.held_out: list[float] = []
-        self._module, self._source, self._spec = module.train(), source, spec
+        self._module, self._forward, self._source, self._spec = module.train(), forward, source, spec
         self._ends, self._held = ends, held
         self._generator = torch.Generator().manual_seed(spec.seed)
         self._optimiser = torch.optim.AdamW(
@@ -241,7 +269,7 @@ class _Run:
         drawn = torch.randint(len(self._ends), (min(self._spec.batch, len(self._ends)),), generator=self._generator)
         x, observed = self._source(self._ends[drawn.numpy()])
         seen = corrupt(x, observed, self._spec, self._generator)
-        loss = masked_loss(self._module(*seen), x, observed, self._spec)
+        loss = masked_loss(self._forward(*seen), x, observed, self._spec)
         self._optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         value = float(loss.detach())
@@ -289,7 +317,7 @@ class _Run:
         return total / len(self._held)
 
 
-def _loop(run: _Run, spec: LoopSpec, report: Report | None) -> Literal["finished", "early", "non_finite"]:
+def _loop(run: _Run, spec: LoopSpec, report: Report | None) -> _Stopped:
     for step in range(1, spec.steps + 1):
         if not run.step():
             return "non_finite"

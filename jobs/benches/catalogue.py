@@ -51,6 +51,7 @@ BENCHES: Mapping[str, Bench] = {
     "score.dense.fp32": Bench("scoring:dense", 0.8, 1.0),
     "score.conv.fp32": Bench("scoring:conv", 0.6, 0.75),
     "group.conv": Bench("scoring:group_conv", 2.5, 4.0),
+    "train.compile": Bench("training:compiled"),
     "smooth.medmad": Bench("smoothing:medmad", 10.0, 20.0),
     "e2e.json.dense": Bench("e2e:json_dense", 0.7, 0.85),
     "e2e.json.conv": Bench("e2e:json_conv"),

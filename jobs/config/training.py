@@ -68,6 +68,11 @@ class Train(Section):
     hold_out: float = option(0.0, "share", "newest windows kept for early stopping and the plateau", ge=0, le=0.5)
     patience: int = option(0, "checks", "without a better loss before training stops; 0: never", ge=0)
     seed: int = option(0, "", "of every random choice", ge=0)
+    compile: Literal["auto", "on", "off"] = option(
+        "auto",
+        "",
+        "torch.compile for training steps, which changes low bits; auto: on CUDA only, it does not pay on a CPU",
+    )
 
     profiles: _Profiles = option(
         (), "", "what to calibrate for besides the profile of [run] and cpu-float32, such as cpu-int8 or cuda-float32"

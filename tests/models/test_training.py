@@ -242,6 +242,7 @@ def test_a_hidden_channel_is_told_from_the_others_after_training():
         ("noise", math.inf),
         ("schedule", "cosine"),
         ("loss", "bce"),
+        ("compile", "maybe"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_by_their_key(field, value):
@@ -256,3 +257,41 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch):
         training_device("cuda")
     with pytest.raises(ConfigError, match="'auto', 'cpu' or 'cuda'"):
         training_device("tpu")
+
+
+def test_a_cpu_compiles_only_when_told_to():
+    assert not fit()[1].compiled
+    assert not fit(LoopSpec(steps=1, compile="off"))[1].compiled
+
+
+def test_a_compiled_run_is_recorded_and_takes_the_same_steps(monkeypatch):
+    """`aot_eager` goes the way of every compiler, without generated code: so the bits stay."""
+    compile_with = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module, **given: compile_with(module, backend="aot_eager", **given))
+    plain, _ = fit(LoopSpec(steps=5, batch=32))
+    weights, record = fit(LoopSpec(steps=5, batch=32, compile="on"))
+    assert record.compiled
+    assert weights.keys() == plain.keys()
+    for name, value in weights.items():
+        np.testing.assert_allclose(value, plain[name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_compiler_that_fails_is_a_configuration_error_where_it_was_asked_for(monkeypatch):
+    def broken(module, **_):
+        def forward(*_):
+            raise RuntimeError("no compiler found")
+
+        return forward
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(ConfigError, match="no compiler found"):
+        fit(LoopSpec(steps=5, compile="on"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_cuda_compiles_by_itself_and_learns_as_well():
+    _, plain = fit(LoopSpec(steps=60, batch=32, compile="off"), device="cuda")
+    _, record = fit(LoopSpec(steps=60, batch=32), device="cuda")
+    assert record.compiled
+    np.testing.assert_allclose(record.loss[-10:].mean(), plain.loss[-10:].mean(), rtol=0.05)
