@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections import Counter
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numba import njit
 from pyarrow import types
 
+from pipeline.asset_names import asset_codes
 from pipeline.checks import Unchecked, latest_ts_ns
 from pipeline.event_time import floats_ns, integers_ns, texts_ns
 from pipeline.faults import (
@@ -27,8 +30,9 @@ from pipeline.faults import (
 )
 from pipeline.mapping import MESSAGE_KEY, UNIT_DIGITS, FieldMapping
 from pipeline.state import AssetTable
-from pipeline.values import Bool, DeadLetter, Float32, Int32, Int64, Polled
+from pipeline.values import Bool, DeadLetter, Float32, Int32, Int64, Polled, UInt8
 
+_TURNED = 64  # rows turned at once: a few lines of the cache for every column
 _OK, _NO_ASSET, _NO_TIME, _BAD_TIME, _FUTURE, _UNKNOWN_SENSOR = range(6)
 
 
@@ -39,7 +43,7 @@ def decode_arrow(polled: Polled, mapping: FieldMapping, table: AssetTable) -> tu
     ------
     ConfigError : the table takes no more assets.
     """
-    blocks = [_no_rows(len(mapping.channels))]
+    blocks: list[Unchecked] = []
     dead: list[DeadLetter] = []
     latest_ns = latest_ts_ns(polled.log_ts_ns, mapping.max_ahead_ns)
     for i, message in enumerate(polled.value):
@@ -51,6 +55,9 @@ def decode_arrow(polled: Polled, mapping: FieldMapping, table: AssetTable) -> tu
         except Unusable as error:
             faults = [error.fault(-1, message or b"")]
         dead += [DeadLetter(polled.topic, polled.partition, offset, *fault) for fault in faults]
+    if len(blocks) == 1:
+        return blocks[0], dead
+    blocks = blocks or [_no_rows(len(mapping.channels))]
     return Unchecked(*(np.concatenate(parts) for parts in zip(*blocks, strict=True))), dead
 
 
@@ -68,7 +75,8 @@ def _read_message(
     ------
     Unusable : none of it can be used.
     """
-    found = _open(body(message, mapping))
+    text = body(message, mapping)
+    found = _open(text)
     _check_columns(found, mapping)
     n = found.num_rows
     assets = _assets(found, key, mapping)
@@ -79,18 +87,22 @@ def _read_message(
     reason[ts_ns > latest_ns] = _FUTURE
     reason[~known] = _BAD_TIME
     reason[~timed] = _NO_TIME
-    reason[_to_numpy(pc.equal(pc.fill_null(assets, ""), ""))] = _NO_ASSET
-    good = np.flatnonzero(reason == _OK)
-    x, given = _long(found, sensors, mapping) if mapping.layout == "long" else _wide(found, mapping)
+    reason[assets.end == assets.start] = _NO_ASSET
+    x, given = _long(found, sensors, mapping) if mapping.layout == "long" else _wide(found, text, mapping)
+    row = np.arange(n, dtype=np.int32)
+    bad = reason.any()
+    if bad:
+        row = row[reason == _OK]
+        x, given = x[row], given[row]
     block = Unchecked(
-        offset=np.full(len(good), offset, np.int64),
-        row=good.astype(np.int32),
-        asset=_codes(assets, good, table),
-        ts_ns=ts_ns[good],
-        x=x[good],
-        given=given[good],
+        offset=np.full(len(row), offset, np.int64),
+        row=row,
+        asset=asset_codes(assets.text, assets.start[row], assets.end[row], table),
+        ts_ns=ts_ns[row],
+        x=x,
+        given=given,
     )
-    return block, _faults(found, reason, ts_ns, latest_ns, mapping)
+    return block, _faults(found, reason, ts_ns, latest_ns, mapping) if bad else []
 
 
 def _open(message: bytes) -> Any:
@@ -107,14 +119,16 @@ def _open(message: bytes) -> Any:
 
 def _check_columns(found: Any, mapping: FieldMapping) -> None:
     wide = mapping.layout == "wide"
-    needed = [name for name in mapping.columns if not wide or name not in mapping.names]
-    missing = [name for name in needed if found.column_names.count(name) != 1]
-    if not missing and wide and not any(name in found.column_names for name in mapping.names):
-        missing = list(mapping.names)
+    count = Counter(found.column_names)
+    channels = mapping.names if wide else ()
+    needed = [name for name in mapping.columns if name not in channels]
+    missing = [name for name in needed if count[name] != 1]
+    if not missing and wide and not any(name in count for name in channels):
+        missing = list(channels)
     if missing:
         raise _wrong_columns(f"no single column {', '.join(map(repr, missing))}", found)
-    twice = [name for name in mapping.names if found.column_names.count(name) > 1]
-    if wide and twice:
+    twice = [name for name in channels if count[name] > 1]
+    if twice:
         raise _wrong_columns(f"more than one column {', '.join(map(repr, twice))}", found)
 
 
@@ -123,29 +137,33 @@ def _wrong_columns(what: str, found: Any) -> Unusable:
     return Unusable("wrong_columns", f"{what}; columns found: {columns or 'none'}: correct the mapping or the sender")
 
 
-def _assets(found: Any, key: bytes | None, mapping: FieldMapping) -> Any:
-    """Return the asset of each row as a string array; null or "" where there is none."""
+class _Names(NamedTuple):
+    """The asset of row i: text[start[i]:end[i]], empty where there is none."""
+
+    text: UInt8
+    start: Int64  # (n,)
+    end: Int64  # (n,)
+
+
+def _assets(found: Any, key: bytes | None, mapping: FieldMapping) -> _Names:
     if mapping.asset in ("", MESSAGE_KEY):
-        name = key_asset(key) if mapping.asset else mapping.asset_value
-        return pa.chunked_array([pa.repeat(pa.scalar(name, pa.large_string()), found.num_rows)])
+        name = (key_asset(key) if mapping.asset else mapping.asset_value).encode()
+        start = np.zeros(found.num_rows, np.int64)
+        return _Names(np.frombuffer(name, np.uint8), start, start + len(name))
     column = _plain(found.column(mapping.asset))
     if not (_is_text(column.type) or types.is_integer(column.type)):
         raise _wrong_columns(f"asset column {mapping.asset!r} must hold text or integers", found)
-    return column.cast(pa.large_string())
-
-
-def _codes(assets: Any, good: Int64, table: AssetTable) -> Int32:
-    if not len(good):
-        return np.zeros(0, np.int32)
-    named = assets.take(pa.array(good)).combine_chunks().dictionary_encode()  # names in the order they first appear
-    codes = np.array([table.code(name) for name in named.dictionary.to_pylist()], np.int32)
-    return codes[_to_numpy(named.indices)]  # type: ignore[no-any-return]
+    text, first = _texts(column)
+    start, end = first[:-1], first[1:]
+    if column.null_count:
+        end = np.where(_to_numpy(column.is_null()), start, end)
+    return _Names(text, start, end)
 
 
 def _times(found: Any, mapping: FieldMapping) -> tuple[Int64, Bool, Bool]:
     """Return event times, which of them are good, and which are there at all."""
     column = _plain(found.column(mapping.time))
-    given = _to_numpy(column.is_valid())
+    given = _to_numpy(column.is_valid()) if column.null_count else np.ones(len(column), np.bool_)
     kind = column.type
     digits = UNIT_DIGITS.get(mapping.time_unit)
     if types.is_date(kind):
@@ -165,10 +183,18 @@ def _times(found: Any, mapping: FieldMapping) -> tuple[Int64, Bool, Bool]:
 
 
 def _text_times(column: Any, given: Bool) -> tuple[Int64, Bool]:
+    text, first = _texts(column)
+    return texts_ns(text, first, given)
+
+
+def _texts(column: Any) -> tuple[UInt8, Int64]:
+    """Return a column as text: value i is text[first[i]:first[i + 1]]; what is null may have any."""
     text = column.cast(pa.large_string()).combine_chunks()
+    if not len(text):
+        return np.zeros(0, np.uint8), np.zeros(1, np.int64)
     _, offsets, characters = text.buffers()
     first = np.frombuffer(offsets, np.int64, len(text) + 1, 8 * text.offset)
-    return texts_ns(np.frombuffer(characters or b"", np.uint8), first, given)
+    return np.frombuffer(characters or b"", np.uint8), first
 
 
 def _sensors(found: Any, mapping: FieldMapping) -> Int32:
@@ -189,13 +215,51 @@ def _long(found: Any, sensors: Int32, mapping: FieldMapping) -> tuple[Float32, B
     return x, one_sensor & given[:, np.newaxis]
 
 
-def _wide(found: Any, mapping: FieldMapping) -> tuple[Float32, Bool]:
-    x = np.zeros((found.num_rows, len(mapping.names)), np.float32)
-    given = np.zeros(x.shape, np.bool_)
+def _wide(found: Any, message: bytes, mapping: FieldMapping) -> tuple[Float32, Bool]:
+    shape = (found.num_rows, len(mapping.names))
+    first = _where_floats_are(found, message, mapping)
+    if first is not None:
+        x = np.empty(shape, np.float32)
+        _turn(np.frombuffer(message, np.uint8), first, x)
+        return x, np.ones(shape, np.bool_)
+    x, given = np.zeros(shape, np.float32), np.zeros(shape, np.bool_)
     for channel, name in enumerate(mapping.names):
         if name in found.column_names:
             x[:, channel], given[:, channel] = _readings(found, name)
     return x, given
+
+
+def _where_floats_are(found: Any, message: bytes, mapping: FieldMapping) -> Int64 | None:
+    """Return where in the message each channel's values begin, (C,); None unless all are plain float32 without nulls.
+
+    That is how most senders write them, uncompressed in one batch: then one pass turns columns into rows.
+    """
+    batches = found.to_batches()
+    if len(batches) != 1:
+        return None
+    batch = batches[0]
+    at = {name: i for i, name in enumerate(batch.schema.names)}
+    base = np.frombuffer(message, np.uint8).ctypes.data
+    first = np.empty(len(mapping.names), np.int64)
+    for channel, name in enumerate(mapping.names):
+        column = batch.column(at[name]) if name in at else None
+        if column is None or column.type != pa.float32() or column.null_count:
+            return None
+        first[channel] = column.buffers()[1].address + 4 * column.offset - base
+    inside = (first >= 0) & (first + 4 * batch.num_rows <= len(message))  # a compressed buffer is elsewhere
+    return first if inside.all() else None
+
+
+@njit(nogil=True, cache=True)
+def _turn(message: UInt8, first: Int64, out: Float32) -> None:
+    """Write columns that begin at message[first[c]] as rows, a few at a time so that both stay in the cache."""
+    rows, channels = out.shape
+    for begin in range(0, rows, _TURNED):
+        end = min(begin + _TURNED, rows)
+        for c in range(channels):
+            column = message[first[c] + 4 * begin : first[c] + 4 * end].view(np.float32)
+            for i in range(begin, end):
+                out[i, c] = column[i - begin]
 
 
 def _readings(found: Any, name: str) -> tuple[Float32, Bool]:
@@ -210,8 +274,6 @@ def _readings(found: Any, name: str) -> tuple[Float32, Bool]:
 
 def _faults(found: Any, reason: Any, ts_ns: Int64, latest_ns: int, mapping: FieldMapping) -> list[Fault]:
     bad = np.flatnonzero(reason != _OK)
-    if not len(bad):
-        return []
     rows = _readable(found.take(pa.array(bad)))
     faults = []
     for row, i in zip(rows, bad.tolist(), strict=True):
@@ -257,7 +319,7 @@ def _filled(column: Any) -> Any:
     """Return a numeric column as an array, 0 where it is null."""
     if types.is_float16(column.type):
         column = column.cast(pa.float32())
-    return _to_numpy(pc.fill_null(column, 0))
+    return _to_numpy(pc.fill_null(column, 0) if column.null_count else column)
 
 
 def _int64(values: Any) -> Int64:

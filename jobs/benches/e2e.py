@@ -92,6 +92,10 @@ class Watch:
     bundle: Bundle
     polls: list[Polled]
 
+    def push(self, turn: int) -> None:
+        """Push the next poll; the first one was for warming up."""
+        push_all_scored(self.chain, self.polls[turn + 1])
+
     @property
     def lines(self) -> list[bytes]:
         """The messages of one poll."""
@@ -107,7 +111,7 @@ def watch(members: Sequence[MemberSpec], trial: Trial) -> Watch:
     chain = warm_chain(bundle, engine, assets)
     engine.load(np.arange(assets, dtype=np.int32), fleet.full_windows(assets, bundle.window))
     polls = fleet.batches(trial.size(_POLLS, 4), trial.size(fleet.BATCH, 64), assets)
-    chain.push(polls[:1])
+    push_all_scored(chain, polls[0])
     return Watch(chain, engine, bundle, polls)
 
 
@@ -117,6 +121,18 @@ def warm_chain(bundle: Bundle, engine: Any, assets: int) -> Chain:
     chain.push([fleet.messages(np.arange(assets), 0, np.zeros((assets, fleet.CHANNELS)))])
     chain.serve(bundle, engine)
     return chain
+
+
+def push_all_scored(chain: Chain, poll: Polled) -> None:
+    """Push a poll every row of which must be scored: a bench whose rows are late or warming would flatter.
+
+    Raises
+    ------
+    RuntimeError : some were not.
+    """
+    counts = chain.push([poll]).counts
+    if counts["scored"] != len(poll):
+        raise RuntimeError(f"{counts['scored']} of {len(poll)} rows were scored: {dict(counts)}")
 
 
 def chunk_of(size: int, window: int) -> Chunk:
@@ -189,11 +205,11 @@ def overhead(trial: Trial) -> Result:
     w = watch((fleet.DENSE,), trial)
     assets = trial.size(fleet.ASSETS, 200)
     bare = warm_chain(w.bundle, _Unscored(w.engine, w.bundle), assets)
-    bare.push(w.polls[:1])
+    push_all_scored(bare, w.polls[0])
     taken = trial.rounds(
         {
-            "chain": lambda i: w.chain.push([w.polls[i + 1]]),
-            "bare": lambda i: bare.push([w.polls[i + 1]]),
+            "chain": w.push,
+            "bare": lambda i: push_all_scored(bare, w.polls[i + 1]),
         }
     )
     return result(
@@ -207,7 +223,7 @@ def overhead(trial: Trial) -> Result:
 def _whole(w: Watch) -> dict[str, Callable[[int], object]]:
     bare, lines = msgspec.json.Decoder(Line), w.lines
     return {
-        "chain": lambda i: w.chain.push([w.polls[i + 1]]),
+        "chain": w.push,
         "gemm": gemm(),
         "msgspec": lambda _: [bare.decode(line) for line in lines],
     }

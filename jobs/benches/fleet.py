@@ -89,12 +89,12 @@ def asset_names(count: int) -> list[str]:
 def batches(count: int, size: int, assets: int = ASSETS) -> list[Polled]:
     """Return polls of `size` messages each, in time order, of assets drawn at random, repeats among them.
 
-    They are made beforehand: writing JSON is no part of what is measured.
+    They come after one message of each asset, and are made beforehand: writing JSON is no part of what is measured.
     """
     g = np.random.default_rng(1)
     return [
-        messages(g.integers(0, assets, size), turn * size, g.normal(size=(size, CHANNELS)).round(4))
-        for turn in range(1, count + 1)
+        messages(g.integers(0, assets, size), assets + turn * size, g.normal(size=(size, CHANNELS)).round(4))
+        for turn in range(count)
     ]
 
 

@@ -262,3 +262,19 @@ def test_arrow_and_json_give_the_same_rows_and_reasons(batches):
         decoded = decode(polled_of(messages, log_ns=T0_NS), FieldMapping(("a", "b"), format=kind, **limits), table)
         results.append((bits(decoded)[0], table.names, [d[:3] for d in dead_of(decoded)]))
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("rows", [1, 63, 64, 65, 200])
+def test_plain_floats_are_read_in_one_pass_and_give_what_any_other_layout_of_them_gives(rows):
+    g = np.random.default_rng(rows)
+    columns = {"asset": [f"p{i % 7}" for i in range(rows)], "ts": T0_MS + np.arange(rows)}
+    columns |= {name: g.normal(0, 6, rows).astype(np.float32) for name in ("b", "other", "a")}
+    columns["a"][:: max(rows // 3, 1)] = [np.nan, -0.0, np.inf, 0.5][: len(columns["a"][:: max(rows // 3, 1)])]
+    plain = pa.table(columns)
+    expected, _ = one(stream(plain.set_column(2, "b", plain["b"].cast(pa.float64()))), WIDE)
+    assert len(expected) == rows
+    for laid_out in (stream(plain), stream(plain, compression="lz4"), stream(plain, rows_per_batch=5)):
+        assert one(laid_out, WIDE) == (expected, [])
+    damaged = plain.set_column(0, "asset", pa.array(["", *columns["asset"][1:]]))
+    found, dead = one(stream(damaged), WIDE)
+    assert (found, [d.row for d in dead]) == (expected[1:], [0])
