@@ -6,45 +6,33 @@ CPU and on CUDA: rings are on the host, windows cross in pinned chunks, results 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numba import njit
 
 from models.aggregation import channel_shares, combine
 from models.engine_members import Workspace
 from models.engine_rings import Chunk, Rings, padded
+from models.engine_rows import (
+    Found,
+    Joined,
+    by_group,
+    hand_out,
+    join,
+    nothing,
+    reporting,
+    scalers,
+    set_precision,
+    to_input_units,
+)
 from models.engine_scorer import Scorer
 from models.profiles import FALLBACK, Precision, Priority, Profile, choose
-from models.scaling import unscale_scalar
 from pipeline.bundle import Bundle
-from pipeline.errors import BundleError, ShapeError, Unavailable
 from pipeline.protocols import Engine, RawWindows
-from pipeline.values import Bool, Float32, Int32, Int64, Rows, Scores, UInt8
+from pipeline.values import Bool, Int32, Int64, Rows, Scores
 
 _CHUNK = {"cpu": 1024, "cuda": 4096}  # windows gathered before they are scored: the largest batch of any member
-
-
-class _Joined(NamedTuple):
-    """Rows of several batches, one after the other."""
-
-    x: Float32  # (n, C)
-    observed: Bool  # (n, C)
-    continuity: UInt8  # (n,)
-    slots: Int32  # (n,)
-
-
-class _Found(NamedTuple):
-    """What scoring found out about each of n rows; NaN and 0 until then."""
-
-    status: UInt8  # (n,)
-    coverage: Float32  # (n,)
-    score: Float32  # (n,)
-    by_channel: Float32  # (n, C)
-    expected: Float32  # (n, C), in input units
 
 
 class TorchEngine:
@@ -69,15 +57,15 @@ class TorchEngine:
     """
 
     def __init__(self, bundle: Bundle, profile: Profile = FALLBACK) -> None:
-        _set_precision(profile)
+        set_precision(profile)
         device = torch.device(profile.device)
         self._bundle, self._profile, self._device = bundle, profile, device
         channels, groups = len(bundle.channels), range(len(bundle.groups))
-        self._loc, self._scale = _scalers(bundle, "loc"), _scalers(bundle, "scale")
+        self._loc, self._scale = scalers(bundle, "loc"), scalers(bundle, "scale")
         self._rings = Rings(bundle.window, self._loc, self._scale, bundle.soft_clip)
         size, on_gpu = _CHUNK[device.type], device.type == "cuda"
         readings = bundle.window * channels
-        with _reporting(device):
+        with reporting(device):
             self._host = torch.zeros(size, padded(readings), pin_memory=on_gpu)
             self._x = self._host.to(device)
             spaces = [Workspace(profile) for _ in bundle.members]
@@ -120,38 +108,16 @@ class TorchEngine:
         StateError : a slot that is not allocated; nothing was taken.
         Unavailable : the device failed. Some rows may have been taken: go on from saved windows, on another device.
         """
-        joined = self._joined(batches)
-        found = _nothing(*joined.x.shape)
-        with _reporting(self._device), torch.inference_mode():
-            for group, order in _by_group(self._rings.group_of(joined.slots)):
+        joined = join(batches, len(self._bundle.channels), self.model_id)
+        found = nothing(*joined.x.shape)
+        with reporting(self._device), torch.inference_mode():
+            for group, order in by_group(self._rings.group_of(joined.slots)):
                 self._score(group, order, joined, found)
-        actual = np.where(joined.observed, joined.x, np.float32(np.nan))
-        out, at = [], 0
-        for rows, _ in batches:
-            part = slice(at, at + len(rows))
-            out.append(
-                Scores(
-                    partition=rows.partition,
-                    asset=rows.asset,
-                    ts_ns=rows.ts_ns,
-                    offset=rows.offset,
-                    row=rows.row,
-                    continuity=rows.continuity,
-                    score=found.score[part],
-                    by_channel=found.by_channel[part],
-                    expected=found.expected[part],
-                    actual=actual[part],
-                    coverage=found.coverage[part],
-                    status=found.status[part],
-                    model_id=self.model_id,
-                )
-            )
-            at = part.stop
-        return out
+        return hand_out(batches, joined, found, self.model_id)
 
     def fill(self, batches: Sequence[tuple[Rows, Int32]]) -> None:
         """Take rows into the windows without scoring them. Raises as `push` does."""
-        self._rings.store(*self._joined(batches))
+        self._rings.store(*join(batches, len(self._bundle.channels), self.model_id))
 
     def dump(self, slots: Int32) -> RawWindows:
         """Return the last rows of each slot, as they came."""
@@ -165,22 +131,7 @@ class TorchEngine:
         """Free slots."""
         self._rings.drop(slots)
 
-    def _joined(self, batches: Sequence[tuple[Rows, Int32]]) -> _Joined:
-        channels = len(self._bundle.channels)
-        for rows, slots in batches:
-            if rows.x.shape != (len(slots), channels):
-                raise ShapeError(
-                    f"rows of partition {rows.partition} are {rows.x.shape} with {len(slots)} slots, "
-                    f"bundle {self.model_id} takes (n, {channels}) with n slots"
-                )
-        some = batches or [(Rows.empty(0, channels), np.empty(0, np.int32))]
-        parts = [(rows.x, rows.observed, rows.continuity, slots) for rows, slots in some]
-        dtypes = (np.float32, np.bool_, np.uint8, np.int32)
-        columns = [column[0] if len(column) == 1 else np.concatenate(column) for column in zip(*parts, strict=True)]
-        # Kernels are compiled for writable arrays; a read-only one is copied rather than compiled for again.
-        return _Joined(*(np.require(c, d, ["C", "W"]) for c, d in zip(columns, dtypes, strict=True)))
-
-    def _score(self, group: int, order: Int64, rows: _Joined, found: _Found) -> None:
+    def _score(self, group: int, order: Int64, rows: Joined, found: Found) -> None:
         """Take the rows at `order`, all of one group, and score the windows that are full."""
         while len(order):
             taken, k = self._rings.take(*rows, order, self._chunk, found.status, found.coverage)
@@ -188,7 +139,7 @@ class TorchEngine:
             if k:
                 self._score_chunk(group, k, rows.observed, found)
 
-    def _score_chunk(self, group: int, k: int, observed: Bool, found: _Found) -> None:
+    def _score_chunk(self, group: int, k: int, observed: Bool, found: Found) -> None:
         if self._x is not self._host:
             self._x[:k].copy_(self._host[:k], non_blocking=True)
         scorers = self._scorers[group]
@@ -198,7 +149,7 @@ class TorchEngine:
         found.by_channel[at] = channel_shares(residuals, weights, observed[at])
         expected = sum((s.expected[:k] for s in scorers[1:]), start=scorers[0].expected[:k])
         scaler = (self._loc[group], self._scale[group], self._bundle.soft_clip)
-        _in_input_units(expected, len(scorers), at, observed, *scaler, found.expected)
+        to_input_units(expected, len(scorers), at, observed, *scaler, found.expected)
 
 
 def open_engine(
@@ -214,25 +165,6 @@ def open_engine(
     return TorchEngine(bundle, choose(device, precision, priority, bundle))
 
 
-def _scalers(bundle: Bundle, name: str) -> Float32:
-    """Return `name` of all groups' scalers, (G, C)."""
-    found = [bundle.tensors.get(f"g{g}.scaler.{name}", np.empty(0)) for g in range(len(bundle.groups))]
-    for g, tensor in enumerate(found):
-        if tensor.shape != (len(bundle.channels),):
-            raise BundleError(
-                f"bundle {bundle.id}: g{g}.scaler.{name} is {tensor.shape}, not ({len(bundle.channels)},)"
-            )
-    return np.stack(found).astype(np.float32)
-
-
-def _set_precision(profile: Profile) -> None:
-    """Allow TF32 or forbid it: PyTorch keeps that for the whole process."""
-    torch.set_float32_matmul_precision("high" if profile.precision == "tf32" else "highest")
-    torch.backends.cudnn.allow_tf32 = profile.precision == "tf32"
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-
-
 def _settle(scorers: Sequence[Sequence[Scorer]]) -> tuple[str, ...]:
     """Let each scorer settle on its batch sizes; those of equal shapes run the same code, so one of them tries."""
     known: dict[object, Scorer] = {}
@@ -246,54 +178,3 @@ def _settle(scorers: Sequence[Sequence[Scorer]]) -> tuple[str, ...]:
                 scorer.shapes = twin.shapes
                 fallen += [f"g{g}.m{m}"] if scorer.fell_back else []
     return tuple(fallen)
-
-
-@contextmanager
-def _reporting(device: torch.device) -> Iterator[None]:
-    """Turn what a lost or full device raises into `Unavailable`."""
-    try:
-        yield
-    except RuntimeError as error:
-        lost = isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError) or device.type == "cuda"
-        if not lost:
-            raise
-        raise Unavailable(f"device {device} failed, go on with device = 'cpu': {error}") from error
-
-
-def _nothing(n: int, channels: int) -> _Found:
-    return _Found(
-        status=np.zeros(n, np.uint8),
-        coverage=np.zeros(n, np.float32),
-        score=np.full(n, np.nan, np.float32),
-        by_channel=np.zeros((n, channels), np.float32),
-        expected=np.full((n, channels), np.nan, np.float32),
-    )
-
-
-def _by_group(group: Int32) -> Iterator[tuple[int, Int64]]:
-    """Yield each group and its rows, in order. An asset has one group, so the order of its rows is kept."""
-    if len(group) and (group == group[0]).all():
-        yield int(group[0]), np.arange(len(group))
-        return
-    order = np.argsort(group, kind="stable")
-    ends = np.flatnonzero(np.diff(group[order])) + 1
-    for part in np.split(order, ends) if len(order) else []:
-        yield int(group[part[0]]), part
-
-
-@njit(nogil=True, cache=True)
-def _in_input_units(
-    total: Float32,
-    members: int,
-    at: Int64,
-    observed: Bool,
-    loc: Float32,
-    scale: Float32,
-    soft_clip: float,
-    out: Float32,
-) -> None:
-    """Write the mean of what members expect to the rows `at` of `out`, in input units, where observed."""
-    for i in range(len(at)):
-        for c in range(total.shape[1]):
-            if observed[at[i], c]:
-                out[at[i], c] = unscale_scalar(total[i, c] / np.float32(members), loc[c], scale[c], soft_clip)

@@ -1,0 +1,158 @@
+"""What every batch engine does before and after its models: rows of several partitions in, one `Scores` for each out.
+
+Legend: n rows, C channels, G groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numba import njit
+
+from models.profiles import Profile
+from models.scaling import unscale_scalar
+from pipeline.bundle import Bundle
+from pipeline.errors import BundleError, ShapeError, Unavailable
+from pipeline.values import Bool, Float32, Int32, Int64, Rows, Scores, UInt8
+
+
+class Joined(NamedTuple):
+    """Rows of several batches, one after the other."""
+
+    x: Float32  # (n, C)
+    observed: Bool  # (n, C)
+    continuity: UInt8  # (n,)
+    slots: Int32  # (n,)
+
+
+class Found(NamedTuple):
+    """What scoring found out about each of n rows; NaN and 0 until then."""
+
+    status: UInt8  # (n,)
+    coverage: Float32  # (n,)
+    score: Float32  # (n,)
+    by_channel: Float32  # (n, C)
+    expected: Float32  # (n, C), in input units
+
+
+def join(batches: Sequence[tuple[Rows, Int32]], channels: int, model_id: str) -> Joined:
+    """Return the rows of batches in order.
+
+    Raises
+    ------
+    ShapeError : rows of other channels than the bundle's, or slots that do not match them.
+    """
+    for rows, slots in batches:
+        if rows.x.shape != (len(slots), channels):
+            raise ShapeError(
+                f"rows of partition {rows.partition} are {rows.x.shape} with {len(slots)} slots, "
+                f"bundle {model_id} takes (n, {channels}) with n slots"
+            )
+    some = batches or [(Rows.empty(0, channels), np.empty(0, np.int32))]
+    parts = [(rows.x, rows.observed, rows.continuity, slots) for rows, slots in some]
+    dtypes = (np.float32, np.bool_, np.uint8, np.int32)
+    columns = [column[0] if len(column) == 1 else np.concatenate(column) for column in zip(*parts, strict=True)]
+    # Kernels are compiled for writable arrays; a read-only one is copied rather than compiled for again.
+    return Joined(*(np.require(c, d, ["C", "W"]) for c, d in zip(columns, dtypes, strict=True)))
+
+
+def hand_out(batches: Sequence[tuple[Rows, Int32]], joined: Joined, found: Found, model_id: str) -> list[Scores]:
+    """Return what was found about joined rows, batch by batch."""
+    actual = np.where(joined.observed, joined.x, np.float32(np.nan))
+    out, at = [], 0
+    for rows, _ in batches:
+        part = slice(at, at + len(rows))
+        out.append(
+            Scores(
+                partition=rows.partition,
+                asset=rows.asset,
+                ts_ns=rows.ts_ns,
+                offset=rows.offset,
+                row=rows.row,
+                continuity=rows.continuity,
+                score=found.score[part],
+                by_channel=found.by_channel[part],
+                expected=found.expected[part],
+                actual=actual[part],
+                coverage=found.coverage[part],
+                status=found.status[part],
+                model_id=model_id,
+            )
+        )
+        at = part.stop
+    return out
+
+
+def nothing(n: int, channels: int) -> Found:
+    """Return what is known of n rows before they are scored."""
+    return Found(
+        status=np.zeros(n, np.uint8),
+        coverage=np.zeros(n, np.float32),
+        score=np.full(n, np.nan, np.float32),
+        by_channel=np.zeros((n, channels), np.float32),
+        expected=np.full((n, channels), np.nan, np.float32),
+    )
+
+
+def by_group(group: Int32) -> Iterator[tuple[int, Int64]]:
+    """Yield each group and its rows, in order. An asset has one group, so the order of its rows is kept."""
+    if len(group) and (group == group[0]).all():
+        yield int(group[0]), np.arange(len(group))
+        return
+    order = np.argsort(group, kind="stable")
+    ends = np.flatnonzero(np.diff(group[order])) + 1
+    for part in np.split(order, ends) if len(order) else []:
+        yield int(group[part[0]]), part
+
+
+def scalers(bundle: Bundle, name: str) -> Float32:
+    """Return `name` of all groups' scalers, (G, C)."""
+    found = [bundle.tensors.get(f"g{g}.scaler.{name}", np.empty(0)) for g in range(len(bundle.groups))]
+    for g, tensor in enumerate(found):
+        if tensor.shape != (len(bundle.channels),):
+            raise BundleError(
+                f"bundle {bundle.id}: g{g}.scaler.{name} is {tensor.shape}, not ({len(bundle.channels)},)"
+            )
+    return np.stack(found).astype(np.float32)
+
+
+def set_precision(profile: Profile) -> None:
+    """Allow TF32 or forbid it: PyTorch keeps that for the whole process."""
+    torch.set_float32_matmul_precision("high" if profile.precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = profile.precision == "tf32"
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+
+
+@contextmanager
+def reporting(device: torch.device) -> Iterator[None]:
+    """Turn what a lost or full device raises into `Unavailable`."""
+    try:
+        yield
+    except RuntimeError as error:
+        lost = isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError) or device.type == "cuda"
+        if not lost:
+            raise
+        raise Unavailable(f"device {device} failed, go on with device = 'cpu': {error}") from error
+
+
+@njit(nogil=True, cache=True)
+def to_input_units(
+    total: Float32,
+    members: int,
+    at: Int64,
+    observed: Bool,
+    loc: Float32,
+    scale: Float32,
+    soft_clip: float,
+    out: Float32,
+) -> None:
+    """Write the mean of what members expect to the rows `at` of `out`, in input units, where observed."""
+    for i in range(len(at)):
+        for c in range(total.shape[1]):
+            if observed[at[i], c]:
+                out[at[i], c] = unscale_scalar(total[i, c] / np.float32(members), loc[c], scale[c], soft_clip)
