@@ -41,6 +41,13 @@ class SourceKind(StrEnum):
     KAFKA = "kafka"
 
 
+class ClientName(StrEnum):
+    """The Kafka client libraries."""
+
+    PYTHON = "kafka-python"
+    CONFLUENT = "confluent"
+
+
 _Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or auto; over run.device.")]
 _Bundle = Annotated[str | None, typer.Option("--model", metavar="ID", help="Instead of the champion.")]
 _ExitCode = Annotated[bool, typer.Option("--exit-code", help=f"Exit with {exits.ALERTS_FOUND} if there are any.")]
@@ -81,11 +88,22 @@ def run(
     call: Call,
     device: _Device = None,
     slot: Annotated[int | None, typer.Option(help="This worker's number; over kafka.slot.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="So many, from that slot on; restarted as they end.")
+    ] = None,
 ) -> None:
     """Watch a feed until it ends or SIGTERM comes."""
-    from jobs.run import run as watch
+    settings = call.settings({"run.device": device, "kafka.slot": slot})
+    if workers is None:
+        from jobs.run import run as watch
 
-    watch(settings=call.settings({"run.device": device, "kafka.slot": slot}), console=call.console)
+        watch(settings=settings, console=call.console)
+        return
+    from jobs.supervise import run_workers
+
+    first = settings.kafka.slot
+    of_slot = lambda number: call.settings({"run.device": device, "kafka.slot": number})  # noqa: E731
+    run_workers(settings=of_slot, first=first, workers=workers, console=call.console)
 
 
 @command(app)
@@ -182,6 +200,32 @@ def bench(
     from jobs.benches.measure import Trial
 
     measure(names=names or (), out=out, trial=Trial(quick=quick, device=device or "auto"), console=call.console)
+
+
+@command(app)
+def chaos(
+    call: Call,
+    kills: Annotated[int, typer.Option(min=1, help="How many processes are killed, at least.")] = 30,
+    minutes: Annotated[float, typer.Option(min=0.1, help="How long that goes on, about.")] = 2.0,
+    bootstrap: Annotated[str | None, typer.Option(help="Your brokers, host:port; without it three of its own.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="How many workers watch.")] = 3,
+    rate: Annotated[float, typer.Option(min=1, help="Messages a second.")] = 400.0,
+    seed: Annotated[int, typer.Option(help="Of the input and of the faults.")] = 0,
+    client: Annotated[ClientName, typer.Option(help="Which client library the workers use.")] = ClientName.CONFLUENT,
+    keep: Annotated[Path | None, typer.Option(help="Keep what the workers said there.")] = None,
+) -> None:
+    """Kill workers and brokers under a feed; say whether an alert was lost or doubled.
+
+    With --bootstrap it makes topics of its own on your brokers, strikes nothing but its own workers, and takes how to
+    connect from [kafka] of the configuration.
+    """
+    from jobs.chaos import ChaosPlan
+    from jobs.chaos import chaos as strike
+
+    settings = call.settings({"kafka.bootstrap": bootstrap}) if bootstrap else None
+    plan = ChaosPlan(kills, minutes, workers, rate, seed, client.value)
+    if not strike(plan=plan, settings=settings, keep=keep, console=call.console):
+        raise typer.Exit(exits.FAILED)
 
 
 @command(app, configured=False)

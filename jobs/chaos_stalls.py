@@ -1,0 +1,134 @@
+"""Time without scores, from outside: how long each partition's committed offset stood still while it had lag."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from pipeline.errors import BrokerUnavailable
+
+if TYPE_CHECKING:
+    from connectors.kafka_view import FeedView
+
+_EVERY_S: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Stall:
+    """A partition had messages to read and committed none of them, from one time to another (monotonic, s)."""
+
+    start: float
+    end: float
+
+    @property
+    def seconds(self) -> float:
+        """How long it lasted."""
+        return self.end - self.start
+
+
+class Stalls:
+    """The progress of n partitions, from what was seen of them at some times. It counts from their first commit on."""
+
+    def __init__(self, partitions: int) -> None:
+        self.found: list[list[Stall]] = [[] for _ in range(partitions)]  # by partition, one after the other
+        self.lag = [0] * partitions
+        self._committed = [0] * partitions
+        self._since = [math.nan] * partitions  # when it was last seen to move on, or to have nothing to do
+
+    def see(self, now: float, committed: Sequence[int], ends: Sequence[int]) -> None:
+        """Take what the offsets are at a time."""
+        for p, (at, end) in enumerate(zip(committed, ends, strict=True)):
+            started = not math.isnan(self._since[p])
+            if at > self._committed[p] or (started and self.lag[p] <= 0):
+                if started:
+                    self.found[p].append(Stall(self._since[p], now))
+                self._since[p] = now
+            self._committed[p] = at
+            self.lag[p] = end - at
+
+    def longest(self, since: float = 0.0) -> float:
+        """Return the longest stall of any partition that began after a time."""
+        return max((s.seconds for stalls in self.found for s in stalls if s.start >= since), default=0.0)
+
+    def around(self, partition: int, at: float) -> Stall | None:
+        """Return the stall of a partition that a time lies in; None where it has not ended, or nothing had begun."""
+        stalls = self.found[partition]
+        i = bisect_left(stalls, at, key=lambda stall: stall.end)
+        return stalls[i] if i < len(stalls) and stalls[i].start <= at else None
+
+
+def recoveries(
+    deaths: Sequence[tuple[int, float]],
+    stalls: Stalls,
+    slots: Sequence[Sequence[int]],
+    apart: Sequence[tuple[float, float]],
+) -> list[float]:
+    """Return for deaths of workers how long the slowest partition of the slot stood still around them (s).
+
+    Left out are deaths whose slot was struck again before all of its partitions had moved on, and those that fall into
+    a time when something else was broken: they do not tell how long a recovery takes.
+
+    Parameters
+    ----------
+    deaths : slot and time of each.
+    slots : the partitions of each slot.
+    apart : from when to when (monotonic, s) something else was broken.
+    """
+    out = []
+    for slot, at in deaths:
+        around = [stall for p in slots[slot] if (stall := stalls.around(p, at)) is not None]
+        if not around:
+            continue
+        start, end = min(stall.start for stall in around), max(stall.end for stall in around)
+        struck = sum(other == slot and start <= when <= end for other, when in deaths) > 1
+        if not struck and not any(first <= end and start <= last for first, last in apart):
+            out.append(max(stall.seconds for stall in around))
+    return out
+
+
+class Watcher:
+    """Looks at a feed ten times a second, on a thread of its own, until it is closed."""
+
+    def __init__(self, view: FeedView, partitions: int) -> None:
+        self.stalls = Stalls(partitions)
+        self._view = view
+        self._over = threading.Event()
+        self._looked = 0
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Look no more."""
+        self._over.set()
+        self._thread.join()
+
+    def drained(self, timeout_s: float) -> bool:
+        """Wait until nothing is left to be read; return whether that came true."""
+        deadline = time.monotonic() + timeout_s
+        seen = self._looked
+        # Twice: the look that goes on now may have begun before the last message was sent.
+        while self._looked < seen + 2 or any(self.stalls.lag):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_EVERY_S)
+        return True
+
+    def _look(self) -> None:
+        while not self._over.wait(_EVERY_S):
+            try:
+                committed, ends = self._view.committed(), self._view.ends()
+            except BrokerUnavailable:
+                continue  # the next look tells how long it lasted
+            self.stalls.see(time.monotonic(), committed, ends)
+            self._looked += 1
+
+
+def quantile(values: Sequence[float], q: float) -> float:
+    """Return the smallest value that a share `q` of all does not exceed; NaN of none."""
+    ordered = sorted(values)
+    return ordered[max(0, -(-round(q * 1000) * len(ordered) // 1000) - 1)] if ordered else float("nan")
