@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from connectors.kafka_client import Client
     from jobs.settings import Settings
 
-_OWN: Final = ("group", "slot", "slots", "topic", "alerts_topic", "dead_topic", "state_topic", "client")
+# What is taken over from the user's `[kafka]`: how to connect, and nothing of what their own feed reads or writes.
+_TAKEN: Final = {
+    *("bootstrap", "commit_timeout_s", "security_protocol", "sasl_mechanism", "sasl_username"),
+    *("ssl_ca", "ssl_certificate", "ssl_key", "allow_plaintext"),
+}
 _SECRET: Final = ("sasl_password", "ssl_key_password")
 _TURN_S: Final = 0.1
 
@@ -39,13 +43,13 @@ class Feed:
         topics = {f"{name}_topic": f"{self.prefix}-{run}-{name}" for name in ("alerts", "dead", "state")}
         return {"group": f"{self.prefix}-{run}", **topics}
 
-    def create(self, client: Client, partitions: int) -> None:
-        """Create the topics, with as many copies as the cluster gives by itself."""
+    def create(self, client: Client, partitions: int, runs: Sequence[str] = ("storm", "calm")) -> None:
+        """Create the topics of some runs, with as many copies as the cluster gives by itself."""
         from connectors.kafka_client import NewTopic
         from connectors.kafka_topics import create_topics
 
         client.create_topics([NewTopic(self.input, partitions)])
-        for run in ("storm", "calm"):
+        for run in runs:
             own = self.own(run)
             state = {self.input: own["state_topic"]}
             create_topics(client, alerts_topic=own["alerts_topic"], dead_topic=own["dead_topic"], state_topics=state)
@@ -58,7 +62,7 @@ class Feed:
 
 def write_config(path: Path, feed: Feed, run: str, settings: Settings, slots: int, library: str) -> dict[str, str]:
     """Write a configuration for `midwatch run`; return the environment that goes with it, which has the secrets."""
-    known = settings.kafka.model_dump(mode="json", exclude={*_OWN, *_SECRET})
+    known = settings.kafka.model_dump(mode="json", include=_TAKEN)
     kafka = {**known, **feed.own(run), "topic": feed.input, "slots": slots, "client": library}
     tables: dict[str, Mapping[str, Any]] = {
         "feed": {"name": "pumps", "period_s": PERIOD_S, "channels": list(CHANNELS)},

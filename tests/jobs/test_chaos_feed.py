@@ -46,6 +46,8 @@ def test_secrets_go_into_the_environment_of_the_workers_and_not_into_a_file(tmp_
         "kafka.sasl_mechanism": "PLAIN",
         "kafka.sasl_username": "watch",
         "kafka.sasl_password": "hush",
+        "kafka.start": "latest",
+        "kafka.scores_topic": "theirs",
     }
     settings = load(None, flags, environ={}).settings
     environ = write_config(tmp_path / "midwatch.toml", Feed("t"), "calm", settings, 1, "confluent")
@@ -53,4 +55,5 @@ def test_secrets_go_into_the_environment_of_the_workers_and_not_into_a_file(tmp_
     read = load(tmp_path / "midwatch.toml", environ=environ).settings.kafka
     assert read.sasl_password.get_secret_value() == "hush"
     assert (read.bootstrap, read.sasl_username, read.topic) == (("far:9092",), "watch", "t-in")
+    assert (read.start, read.scores_topic) == ("earliest", "")  # of their own feed nothing is touched
     assert (read.group, read.alerts_topic) == ("t-calm", "t-calm-alerts")
