@@ -59,6 +59,15 @@ def _device(settings: Settings) -> Iterator[Finding]:
         )
 
 
+def _precision(settings: Settings) -> Iterator[Finding]:
+    from models.profiles import choose, slow_here
+
+    run = settings.run
+    profile = choose(run.device, run.precision, run.priority)
+    slow = slow_here(profile)
+    yield Finding("profile", profile.name, slow and f"{slow}: set run.precision to float32")
+
+
 def _folders(settings: Settings) -> Iterator[Finding]:
     places = {"history": settings.history.root, "models": settings.registry.root, "state": settings.run.state}
     for what, place in places.items():
@@ -119,4 +128,4 @@ def _kafka(settings: Settings) -> Iterator[Finding]:
     yield Finding("topics", ", ".join(f"{t.topic} ({t.partitions} partitions)" for t in found))
 
 
-_CHECKS = (_channels, _device, _folders, _model, _source)
+_CHECKS = (_channels, _device, _precision, _folders, _model, _source)

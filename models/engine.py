@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from models.aggregation import channel_shares, combine
-from models.engine_members import Workspace
+from models.engine_buffers import Workspace
 from models.engine_rings import Chunk, Rings, padded
 from models.engine_rows import (
     Found,

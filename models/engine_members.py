@@ -9,7 +9,7 @@ Legend: B windows of one batch, w rows of the member's window, C channels, D = w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -17,47 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from models.autoencoders import ConvAutoencoder, DenseAutoencoder, build_module
+from models.engine_buffers import Workspace
 from models.engine_gaps import reconstruct_holed
-from models.engine_rings import padded
-from models.profiles import Profile
+from models.engine_int8 import Int8Dense, Layer
 from pipeline.bundle import Bundle
 from pipeline.errors import BundleError
 
-# Batch sizes by kind of device. The weights of a dense layer are read once a batch, so a large one is worth it; one
-# row must not pay for hundreds; a batch of convolutions is cut so that its activations stay in the cache.
-_SHAPES: Mapping[str, tuple[int, ...]] = {"cpu": (8, 16, 32, 64, 128, 256, 512, 1024), "cuda": (256, 4096)}
-_CONV_SHAPES: Mapping[str, tuple[int, ...]] = {"cpu": (8, 16, 32, 64, 128, 256), "cuda": (256, 4096)}
 _LEAST_RIDGE = 1e-5  # many times what float32 leaves of the orthogonality of components; below it gaps are ill-posed
-
-
-class Workspace:
-    """Buffers by name and width, shared by members of which only one works at a time: one member in all groups.
-
-    Every row starts on a 64-byte boundary.
-    """
-
-    def __init__(self, profile: Profile) -> None:
-        self.profile = profile
-        self.device = torch.device(profile.device)
-        self._rooms: dict[tuple[str, int, int], Tensor] = {}
-        self._results: tuple[Tensor, Tensor] | None = None
-
-    def rows(self, name: str, count: int, width: int) -> Tensor:
-        """Return (count, width) float32; what is in it is left over."""
-        key = (name, count, width)
-        if key not in self._rooms:
-            self._rooms[key] = torch.zeros(count, padded(width), device=self.device)[:, :width]
-        return self._rooms[key]
-
-    def results(self, count: int, channels: int) -> tuple[Tensor, Tensor]:
-        """Return (2, count, channels) on the device for what members say, and (3, count, channels) on the host.
-
-        On the CPU the first is part of the second.
-        """
-        if self._results is None:
-            host = torch.zeros(3, count, channels, pin_memory=self.device.type == "cuda")
-            self._results = (host[:2].to(self.device), host)
-        return self._results
 
 
 class Member(Protocol):
@@ -84,7 +50,7 @@ class PcaMember:
 
     def __init__(self, mean: Tensor, components: Tensor, ridge: Tensor, last: int, space: Workspace) -> None:
         readings = len(mean)
-        self.shapes = _shapes(space.profile)
+        self.shapes = space.batch_sizes()
         self._last = last
         self._components = components
         self._offset = -(components @ mean)
@@ -114,27 +80,30 @@ class DenseMember:
 
     Parameters
     ----------
-    module : fitted, in evaluation mode.
-    last, space : as in PcaMember.
+    layers : as `models.engine_int8.Int8Dense`; those of reduced precision are rounded here.
+    space : as in PcaMember.
     """
 
-    def __init__(self, module: DenseAutoencoder, last: int, space: Workspace) -> None:
-        self.shapes = _shapes(space.profile)
-        layers = _linear_layers([*module.encoder, *module.decoder])
-        weight, bias, relu = layers[-1]
-        layers[-1] = (weight[len(weight) - last :].clone(), bias[len(bias) - last :].clone(), relu)
+    def __init__(self, layers: Sequence[Layer], space: Workspace) -> None:
+        self.shapes = space.batch_sizes()
+        most, dtype = self.shapes[-1], space.dtype
         self._layers = [
-            (weight.t().contiguous(), bias, relu, space.rows(f"layer {i}", self.shapes[-1], len(bias)))
+            (weight.t().to(dtype).contiguous(), bias.to(dtype), relu, space.rows(f"layer {i}", most, len(bias), dtype))
             for i, (weight, bias, relu) in enumerate(layers)
         ]
+        self._rounded = space.rows("rounded", most, layers[0][0].shape[1], dtype)
+        self._out = space.rows("out", most, len(layers[-1][1]))
 
     def expect(self, x: Tensor) -> Tensor:
         """Reconstruct windows, (B, D)."""
+        n = len(x)
+        if x.dtype != self._rounded.dtype:
+            x = self._rounded[:n].copy_(x)
         for weight, bias, relu, room in self._layers:
-            x = torch.addmm(bias, x, weight, out=room[: len(x)])
+            x = torch.addmm(bias, x, weight, out=room[:n])
             if relu:
                 x.relu_()
-        return x
+        return x if x.dtype == self._out.dtype else self._out[:n].copy_(x)
 
 
 class ConvMember:
@@ -147,20 +116,21 @@ class ConvMember:
     """
 
     def __init__(self, module: ConvAutoencoder, last: int, space: Workspace) -> None:
-        self.shapes = _shapes(space.profile, _CONV_SHAPES)
+        self.shapes = space.batch_sizes(convolutional=True)
         self._last = last
         self._rows, self._channels = module.window, next(module.parameters()).shape[1]
         self._before = -module.window % module.total_stride
         layers = [_flat_layer(layer) for layer in (*module.encoder, *module.decoder)]
-        self._net = nn.Sequential(*layers).to(memory_format=torch.channels_last).eval()
+        self._dtype = space.dtype
+        self._net = nn.Sequential(*layers).to(self._dtype).to(memory_format=torch.channels_last).eval()
 
     def expect(self, x: Tensor) -> Tensor:
         """Reconstruct windows, (B, D)."""
         rows = x.view(-1, self._rows, self._channels)
         if self._before:
             rows = nn.functional.pad(rows, (0, 0, self._before, 0))
-        out: Tensor = self._net(rows.unsqueeze(1).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return out[:, 0].flatten(1)[:, -self._last :]
+        out: Tensor = self._net(rows.to(self._dtype).unsqueeze(1).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return out[:, 0].flatten(1)[:, -self._last :].float()
 
 
 def build_member(bundle: Bundle, group: int, index: int, space: Workspace) -> Member:
@@ -188,12 +158,16 @@ def build_member(bundle: Bundle, group: int, index: int, space: Workspace) -> Me
     except RuntimeError as error:
         raise BundleError(f"bundle {bundle.id}: tensors {prefix}* do not fit a {spec.kind} member: {error}") from None
     if isinstance(module, DenseAutoencoder):
-        return DenseMember(module, last, space)
+        layers = _dense_layers(module, last)
+        return Int8Dense(layers, space) if space.profile.precision == "int8" else DenseMember(layers, space)
     return ConvMember(module, last, space)
 
 
-def _shapes(profile: Profile, by_kind: Mapping[str, tuple[int, ...]] = _SHAPES) -> tuple[int, ...]:
-    return (1,) if profile.priority == "latency" else by_kind[profile.kind]
+def _dense_layers(module: DenseAutoencoder, last: int) -> list[Layer]:
+    """Return the layers of a module at inference, of which the last one gives `last` readings only."""
+    layers = _linear_layers([*module.encoder, *module.decoder])
+    weight, bias, relu = layers[-1]
+    return [*layers[:-1], (weight[len(weight) - last :].clone(), bias[len(bias) - last :].clone(), relu)]
 
 
 def _build_pca(tensors: dict[str, Tensor], readings: int, last: int, prefix: str, space: Workspace) -> PcaMember:
@@ -210,9 +184,9 @@ def _build_pca(tensors: dict[str, Tensor], readings: int, last: int, prefix: str
     return PcaMember(mean, components, ridge, last, space)
 
 
-def _linear_layers(modules: Iterable[nn.Module]) -> list[tuple[Tensor, Tensor, bool]]:
+def _linear_layers(modules: Iterable[nn.Module]) -> list[Layer]:
     """Return (weight (out, in), bias (out,), ReLU after it) of each linear layer, as it is at inference."""
-    layers: list[tuple[Tensor, Tensor, bool]] = []
+    layers: list[Layer] = []
     for module in modules:
         if isinstance(module, nn.Linear):
             layers.append((module.weight.detach(), module.bias.detach(), False))

@@ -38,9 +38,10 @@ _HEAD = np.dtype(
 )
 
 
-def padded(values: int) -> int:
-    """Return `values` rounded up to a multiple of `LANES`."""
-    return -(-values // LANES) * LANES
+def padded(values: int, itemsize: int = 4) -> int:
+    """Return `values` rounded up so that they fill multiples of 64 bytes, `LANES` values of 4 bytes each."""
+    lanes = 4 * LANES // itemsize
+    return -(-values // lanes) * lanes
 
 
 class Chunk(NamedTuple):

@@ -16,7 +16,8 @@ from numba import njit
 from torch import Tensor
 
 from models.aggregation import aggregate, check_fitted
-from models.engine_members import Member, PcaMember, Workspace, build_member
+from models.engine_buffers import Workspace
+from models.engine_members import Member, PcaMember, build_member
 from models.engine_rings import Chunk, padded
 from pipeline.bundle import Bundle
 from pipeline.values import Bool, Float32, Float64, Int32, Int64

@@ -131,6 +131,25 @@ def outcome(bundle: Bundle, on: Trial, profile: Profile = FALLBACK, name: str = 
     )
 
 
+def flips(bundle: Bundle, on: Trial, profiles: Sequence[Profile]) -> dict[str, float]:
+    """Return by profile the share of held-out windows that are on another side of the threshold than in float32.
+
+    Each by the threshold that was fitted through its own profile; `models.profiles.FALLBACK`, the yardstick, is left
+    out.
+    """
+    others = [profile for profile in profiles if profile.name != FALLBACK.name]
+    if not others:
+        return {}
+    usual = _over(bundle, on, FALLBACK)
+    return {profile.name: float((_over(bundle, on, profile) != usual).mean()) for profile in others}
+
+
+def _over(bundle: Bundle, on: Trial, profile: Profile) -> Bool:
+    """Return which of the held-out windows that count and are scored are over the threshold."""
+    found = ratios(bundle, on.held, profile)
+    return np.concatenate([s.ratio[n & np.isfinite(s.ratio)] > 1 for s, n in zip(found, on.counts, strict=True)])
+
+
 def pca_alone(bundle: Bundle) -> Bundle | None:
     """Return the bundle with its first PCA member as the only one, not calibrated; None: it has no PCA member."""
     found = [m for m, member in enumerate(bundle.members) if member.kind == "pca"]

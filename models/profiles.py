@@ -20,9 +20,11 @@ Precision = Literal["float32", "tf32", "bfloat16", "int8"]
 Priority = Literal["throughput", "latency"]
 
 PRECISIONS: Mapping[str, tuple[Precision, ...]] = {
-    "cpu": ("float32",),
+    "cpu": ("float32", "bfloat16", "int8"),
     "cuda": ("float32", "tf32"),
 }
+
+_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")  # what CPUs call it
 
 
 class Profile(NamedTuple):
@@ -70,6 +72,14 @@ def by_name(name: str) -> Profile:
     if name not in known:
         raise ConfigError("train.profiles", name, f"choose from {', '.join(known)}")
     return known[name]
+
+
+def slow_here(profile: Profile) -> str:
+    """Return why a profile is slower than float32 on this machine; empty: nothing is known against it."""
+    can = torch.cpu.get_capabilities()
+    if profile.kind == "cpu" and profile.precision == "bfloat16" and not any(can.get(name) for name in _BFLOAT16):
+        return "this CPU has no bfloat16 instructions, float32 is several times faster on it"
+    return ""
 
 
 def choose(

@@ -12,7 +12,7 @@ from typing import Any
 
 from models.calibration import CalibrationSpec, calibrate, recalibrate
 from models.fitting import Progress, fit_bundle
-from models.judging import Stretch, Trial, loses_to_pca, outcome, pca_alone, trial
+from models.judging import Stretch, Trial, flips, loses_to_pca, outcome, pca_alone, trial
 from models.profiles import FALLBACK, Profile
 from models.promotion import GateLimits, GateReport, Outcome, judge
 from models.series import Series
@@ -28,6 +28,7 @@ LIMITS = GateLimits(pca_recall_slack=0.1)
 # rows as a threshold may rest on. How many faults of a single channel can be found at all depends on the plant (a third
 # of them on real servers, most of them on simulated pumps): the least recall only tells a model that finds nothing.
 FIRST_LIMITS = replace(LIMITS, far_budget=LIMITS.far_ceiling, min_recall=0.1, min_normal_rows=200, min_faults=5)
+MOST_FLIPS = 0.005  # share of windows that another profile may judge otherwise without a warning
 UNMEASURED = (
     "false alarms were not measured: no rows were kept for it (train.test_share = 0), and the threshold is a "
     "percentile of the very rows that were judged"
@@ -45,7 +46,8 @@ class RetrainSpec:
         alarms.
     limits : of the gate where there is a champion.
     first_limits : where there is none to be compared with.
-    profiles : to calibrate for. Candidates are judged through the first one, and trained on its device.
+    profiles : to calibrate for. Candidates are judged through the first one and trained on its device;
+        others than `models.profiles.FALLBACK` are compared with it, so it must be among them.
     """
 
     train: TrainSpec
@@ -112,14 +114,16 @@ def retrain(
         report = replace(report, warnings=(f"PCA alone is the candidate: of the ensemble {instead}", *report.warnings))
     if not spec.test_share:
         report = replace(report, warnings=(UNMEASURED, *report.warnings))
+    turned = flips(candidate, on, spec.profiles)
     provenance = {
         **candidate.provenance,
         **(told or {}),
         "splits": {s.asset: _parts(s, one) for s, one in zip(splits, series, strict=True)},
         "metrics": _metrics(own, pca, on),
+        "flips": turned,
         "instead_of_ensemble": instead,
     }
-    return Candidate(replace(candidate, provenance=provenance), report)
+    return Candidate(replace(candidate, provenance=provenance), _with_flips(report, turned))
 
 
 def recalibrated(
@@ -150,8 +154,10 @@ def recalibrated(
     on = trial(series, holdout(splits), base.window, spec.train.seed, confirmed)
     own = outcome(made, on, spec.profiles[0], CANDIDATE)
     report = _report(own, None, champion, on, spec)
-    since = {"from": base.id, "metrics": _metrics(own, None, on), **(told or {})}
-    return Candidate(replace(made, id="", provenance={**base.provenance, "recalibrated": since}), report)
+    turned = flips(made, on, spec.profiles)
+    since = {"from": base.id, "metrics": _metrics(own, None, on), "flips": turned, **(told or {})}
+    made = replace(made, id="", provenance={**base.provenance, "recalibrated": since})
+    return Candidate(made, _with_flips(report, turned))
 
 
 def _calibrated(bundle: Bundle, series: Sequence[Series], splits: Sequence[Split], spec: RetrainSpec) -> Bundle:
@@ -175,6 +181,17 @@ def _report(own: Outcome, pca: Outcome | None, champion: Bundle | None, on: Tria
         against = None if why else outcome(champion, on, spec.profiles[0])
     report = judge(own, against, pca, spec.limits if against is not None else spec.first_limits)
     return replace(report, warnings=(why, *report.warnings)) if why else report
+
+
+def _with_flips(report: GateReport, turned: Mapping[str, float]) -> GateReport:
+    """Tell, and warn of, what reduced precision changes."""
+    figures = {**report.figures, **{f"flips {name}": share for name, share in turned.items()}}
+    warnings = [
+        f"{share:.2%} of held-out normal windows are on another side of the threshold through {name} than in float32"
+        for name, share in turned.items()
+        if share > MOST_FLIPS
+    ]
+    return replace(report, figures=figures, warnings=(*report.warnings, *warnings))
 
 
 def _incomparable(champion: Bundle, spec: RetrainSpec) -> str:

@@ -1,11 +1,12 @@
 import json
+from contextlib import suppress
 
 import pump_fleet as pumps
 import pytest
 
 from jobs.build import registry
 from jobs.train import train
-from pipeline.errors import GateRefused, TooLittleHistory
+from pipeline.errors import ConfigError, GateRefused, TooLittleHistory
 
 
 def run(folder, *files, promote=True, **flags):
@@ -91,3 +92,23 @@ def test_without_files_the_history_is_trained_on(tmp_path):
     record = run(tmp_path, **{"train.members": ["pca"]})
     assert record["source"] == "history"
     assert record["promoted"]
+
+
+def test_every_profile_that_is_asked_for_is_calibrated_and_its_flips_are_told(tmp_path):
+    path = pumps.write_parquet(tmp_path / "normal.parquet")
+    flags = {"train.members": ["dense"], "train.steps": 20, "train.profiles": ["cpu-int8"]}
+    console = pumps.Recorder()
+    with suppress(GateRefused):  # a network of 20 steps: what counts here is what is told of it
+        train(settings=pumps.settings(tmp_path, **flags), files=(path,), promote=True, console=console)
+    (record,) = console.records
+    known = registry(pumps.settings(tmp_path))
+    made = known.load(record["id"])
+    assert made.calibrations.keys() == {"cpu-float32", "cpu-int8"}
+    assert made.provenance["flips"].keys() == {"cpu-int8"}
+    assert record["figures"]["flips cpu-int8"] == made.provenance["flips"]["cpu-int8"] <= 0.01
+
+
+def test_a_profile_that_does_not_exist_is_refused_before_anything_is_fitted(tmp_path):
+    path = pumps.write_parquet(tmp_path / "normal.parquet")
+    with pytest.raises(ConfigError, match=r"train\.profiles.*cpu-int8"):
+        run(tmp_path, path, **{"train.profiles": ["cpu-int4"]})

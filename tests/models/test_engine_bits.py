@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive_engine import make_bundle, make_rows
 
-from models.engine import TorchEngine
+from models.engine import TorchEngine, open_engine
 from pipeline.bundle import MemberSpec
 
 torch.set_num_threads(1)
@@ -64,6 +65,17 @@ def test_cutting_the_input_into_other_batches_changes_no_bit(seed, cuts):
     parts = [rows.take(slice(a, b)) for a, b in zip([0, *sorted(cuts)], [*sorted(cuts), len(rows)], strict=True)]
     with slots_of() as slots:
         same_bits([ENGINE.push([(part, slots[part.asset])])[0] for part in parts], whole(seed))
+
+
+@pytest.mark.parametrize("asked", [("bfloat16",), ("int8",), ("float32", "latency")])
+def test_every_profile_keeps_its_bits_however_the_input_is_cut(asked):
+    engine, rows = open_engine(BUNDLE, "cpu", *asked), rows_of(1)
+    assert engine.fallbacks == ()
+    first, second = (engine.allocate([f"a{i}" for i in range(ASSETS)]) for _ in range(2))
+    want = engine.push([(rows, first[rows.asset])])[0]
+    cuts = np.cumsum([0, 1, 1, 7, 8, 9, 30, 100, 3, 241])
+    parts = [rows.take(slice(a, b)) for a, b in pairwise(cuts.tolist())]
+    same_bits([engine.push([(part, second[part.asset])])[0] for part in parts], want)
 
 
 def test_one_row_at_a_time_changes_no_bit():

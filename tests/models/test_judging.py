@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from models.calibration import CalibrationSpec, calibrate
-from models.judging import FAULT_ROWS, Stretch, loses_to_pca, outcome, pca_alone, trial
+from models.judging import FAULT_ROWS, Stretch, flips, loses_to_pca, outcome, pca_alone, trial
+from models.profiles import FALLBACK, Profile
 from models.promotion import GateLimits, Outcome, Suite
 from models.series import Series
 from pipeline.errors import InputError
@@ -143,3 +144,20 @@ def test_faults_may_begin_before_the_rows_whose_false_alarms_count():
     assert (counted.min(), counted.max()) == (1000, 1499)
     assert made.faults == 10
     assert made.intervals[0].min() >= np.searchsorted(made.held[0].ts_ns, (fleet.START_S + 300) * NS_PER_S)
+
+
+def test_flips_count_the_windows_that_are_on_another_side_of_the_threshold_than_in_float32(on):
+    int8 = Profile("cpu", "int8")
+    held = {"p0": slice(300, 1500), "p1": slice(300, 1500)}
+    bundle = fleet.bundle("dense")
+    for profile in (FALLBACK, int8):
+        bundle = calibrate(bundle, [series("p0"), series("p1")], held, CalibrationSpec(min_rows=100), profile)
+    assert flips(bundle, on, [FALLBACK]) == {}
+    usual = flips(bundle, on, [FALLBACK, int8])["cpu-int8"]
+    assert 0 <= usual < 0.02
+    own = bundle.calibrations["cpu-int8"]
+    high = replace(own, threshold=np.full_like(own.threshold, 1e9))
+    normal = outcome(bundle, on).normal
+    turned = flips(replace(bundle, calibrations={**bundle.calibrations, "cpu-int8": high}), on, [FALLBACK, int8])
+    assert turned["cpu-int8"] == pytest.approx((normal > 1).sum() / np.isfinite(normal).sum())
+    assert turned["cpu-int8"] > usual
