@@ -3,7 +3,8 @@ import pytest
 import torch
 from naive_engine import make_bundle
 
-from models.engine_members import Workspace, build_member
+from models.engine_buffers import Workspace
+from models.engine_members import build_member
 from models.reconstruction import reconstruction
 from pipeline.bundle import MemberSpec
 from pipeline.errors import BundleError
