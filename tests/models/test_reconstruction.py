@@ -5,6 +5,7 @@ from naive_engine import make_bundle
 
 from models.engine_buffers import Workspace
 from models.engine_members import build_member
+from models.profiles import FALLBACK
 from models.reconstruction import reconstruction
 from pipeline.bundle import MemberSpec
 from pipeline.errors import BundleError
@@ -21,7 +22,7 @@ WHOLE = [MemberSpec(m.kind, m.window, "window", params=m.params) for m in MEMBER
 def test_a_module_reconstructs_what_the_serving_member_does(spec):
     bundle = make_bundle([MemberSpec("pca", 2), spec], groups=2)
     x = torch.from_numpy(np.random.default_rng(0).normal(size=(8, spec.window * 5)).astype(np.float32))
-    space = Workspace(torch.device("cpu"))
+    space = Workspace(FALLBACK)
     with torch.inference_mode():
         got = reconstruction(bundle, 1, 1)(x)
         want = build_member(bundle, 1, 1, space).expect(x)
