@@ -5,46 +5,34 @@
     rows/feed=<feed>/date=<day>/<log>-<partition>-<range>-<columns>.parquet      scores/...      alerts/...
     .open/<feed>/<log>-<partition>.journal
 
-A Parquet file covers a fixed range of offsets of one partition of one log, `range` * N to (`range` + 1) * N. It is
-written beside its name and renamed into place, and an open range is written again, under the same name, as it grows.
-`date` is the day of the first record in it: a place to store it, never a filter. `columns` changes when the channels
-of the feed do, so that every file has one set of them.
-
-What a push brings goes to the journal first, and is on disk when `append` returns; the Parquet files follow when
-enough has gathered. A push that comes again, after a crash, drops everything from its first offset on and takes its
-place. The bytes of a file depend on its records alone.
+The files are those of `history_files`. What a push brings goes to the journal first, and is on disk when `append`
+returns; the Parquet files follow when enough has gathered. A push that comes again, after a crash, drops everything
+from its first offset on and takes its place.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 from urllib.parse import quote
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from connectors.durable import sync_folder, write_beside
+from connectors.history_files import RangeFiles, Step, before, feed_folder, from_, log_name
 from connectors.history_journal import Journal
-from connectors.history_tables import CHANNELS, Dataset, alerts_table, datasets, encodings, rows_table, scores_table
-from pipeline.errors import SinkUnavailable, StateError
-from pipeline.values import NS_PER_DAY, Alert, Bool, Rows, Verdicts
-
-Step = Literal["journal", "publish", "published", "empty"]
-_ROW_GROUP = 65_536
+from connectors.history_tables import alerts_table, datasets, rows_table, scores_table
+from pipeline.errors import SinkUnavailable
+from pipeline.values import Alert, Rows, Verdicts
 
 
 @dataclass(slots=True)
 class _Log:
     """One partition of one log: what is in its journal and not yet in Parquet."""
 
-    name: str  # in file names
     journal: Journal
+    files: dict[str, RangeFiles]  # by dataset
     next: int  # everything before this offset was appended
     pending: dict[str, list[pa.Table]] = field(default_factory=dict)  # dataset -> tables
 
@@ -81,7 +69,7 @@ class ParquetHistory:
         reach: Callable[[Step], None] = lambda _: None,
     ) -> None:
         self._root = root
-        self._feed = quote(feed, safe="")
+        self._feed = feed
         self._datasets = datasets(channels)
         self._n = offsets_per_file
         self._most = pending_rows
@@ -105,17 +93,17 @@ class ParquetHistory:
         SinkUnavailable : the disk did not take it; the same push can be tried again.
         """
         first, after = position
-        log = self._log(f"{_file_name(topic)}-{partition:05d}")
+        log = self._log(log_name(topic, partition))
         if first < log.next:
             self._drop_from(log, first)
-        tables = self._tables(topic, partition, assets, rows, verdicts, alerts, position)
+        tables = self._tables(topic, assets, rows, verdicts, alerts, position)
         self._reach("journal")
         log.journal.append(tables, after)
         _add(log.pending, tables)
         crossed = after // self._n > log.next // self._n
         log.next = after
         if crossed:
-            self._publish(log, before=after // self._n * self._n)
+            self._publish(log, after // self._n * self._n)
         while sum(each.pending_rows() for each in self._logs.values()) > self._most:
             self._publish(max(self._logs.values(), key=_Log.pending_rows))
 
@@ -135,7 +123,6 @@ class ParquetHistory:
     def _tables(
         self,
         topic: str,
-        partition: int,
         assets: Sequence[str],
         rows: Sequence[Rows],
         verdicts: Sequence[Verdicts],
@@ -150,25 +137,31 @@ class ParquetHistory:
             "scores": pa.concat_tables(
                 [score_schema.empty_table(), *(scores_table(topic, assets, v, push, score_schema) for v in verdicts)]
             ),
-            "alerts": alerts_table(topic, partition, alerts, push),
+            "alerts": alerts_table(alerts, [min(max(a.evidence.offset, push[0]), push[1] - 1) for a in alerts]),
         }
         return {name: table for name, table in tables.items() if len(table)}
 
     def _take_up(self) -> None:
         """Open what processes that died left in journals of partitions from which nothing has come since."""
-        for path in sorted((self._root / ".open" / self._feed).glob("*.journal")):
+        for path in sorted(self._journals().glob("*.journal")):
             with suppress(SinkUnavailable):  # another process has it, and will see to it
                 self._log(path.stem)
+
+    def _journals(self) -> Path:
+        return self._root / ".open" / quote(self._feed, safe="")
 
     def _log(self, name: str) -> _Log:
         """Return a partition's log; the first time, with what an earlier process left in its journal."""
         if name not in self._logs:
-            journal = Journal(self._root / ".open" / self._feed / f"{name}.journal")
-            log = _Log(name, journal, 0)
-            covered = {d.name: self._covered(d, name) for d in self._datasets.values()}
+            files = {
+                d.name: RangeFiles(feed_folder(self._root, d.name, self._feed), name, d, self._n, self._reach)
+                for d in self._datasets.values()
+            }
+            log = _Log(Journal(self._journals() / f"{name}.journal"), files, 0)
+            covered = {d: of.covered() for d, of in files.items()}
             log.next = max(covered.values())
-            for tables, after in journal.read():
-                kept = {d: _from(tables[d], self._datasets[d], covered[d]) for d in tables}
+            for tables, after in log.journal.read():
+                kept = {d: from_(tables[d], self._datasets[d].key, covered[d]) for d in tables}
                 _add(log.pending, {d: table for d, table in kept.items() if len(table)})
                 log.next = max(log.next, after)
             schemas = {(d, t.schema) for d, kept in log.pending.items() for t in kept}
@@ -177,153 +170,32 @@ class ParquetHistory:
             self._logs[name] = log
         return self._logs[name]
 
-    def _covered(self, dataset: Dataset, log_name: str) -> int:
-        """Return the offset before which everything of a dataset is in Parquet already.
-
-        All records with one key came with one push, and went into Parquet together.
-        """
-        files = list(self._files(dataset, log_name))
-        newest = max((number for number, _ in files), default=0)
-        return max((_largest(path, dataset.key) + 1 for number, path in files if number == newest), default=0)
-
-    def _files(self, dataset: Dataset, log_name: str) -> Iterator[tuple[int, Path]]:
-        """Yield (range, path) of a partition's files."""
-        for path in (self._root / dataset.name / f"feed={self._feed}").glob(f"date=*/{log_name}-*.parquet"):
-            yield int(path.stem.rsplit("-", 2)[1]), path
-
     def _drop_from(self, log: _Log, first: int) -> None:
         """Drop everything from an offset on: it is about to come again."""
-        for dataset in self._datasets.values():
-            for number, path in sorted(self._files(dataset, log.name), reverse=True):
-                if (number + 1) * self._n <= first:
-                    break
-                self._write(path, _before(_read(path), dataset, first))
+        for files in log.files.values():
+            files.drop_from(first)
         log.pending = {
-            name: [_before(table, self._datasets[name], first) for table in tables]
+            name: [before(table, self._datasets[name].key, first) for table in tables]
             for name, tables in log.pending.items()
         }
         log.journal.replace(_joined(log.pending), first)
         log.next = first
 
-    def _publish(self, log: _Log, before: int | None = None) -> None:
+    def _publish(self, log: _Log, stop: int | None = None) -> None:
         """Put what waits, up to an offset, into the Parquet files of its ranges; keep the rest in the journal."""
         if not log.pending:
             return
-        stop = log.next if before is None else before
+        stop = log.next if stop is None else stop
         rest: dict[str, pa.Table] = {}
         for name, table in _joined(log.pending).items():
-            dataset = self._datasets[name]
-            self._publish_dataset(log, dataset, _before(table, dataset, stop))
-            later = _from(table, dataset, stop)
-            if len(later):
+            key = self._datasets[name].key
+            if len(now := before(table, key, stop)):
+                log.files[name].replace(now, int(now[key].to_numpy().min()), stop)
+            if len(later := from_(table, key, stop)):
                 rest[name] = later
         self._reach("empty")
         log.journal.replace(rest, log.next)
         log.pending = {name: [table] for name, table in rest.items()}
-
-    def _publish_dataset(self, log: _Log, dataset: Dataset, table: pa.Table) -> None:
-        ranges = table[dataset.key].to_numpy() // self._n
-        for number in np.unique(ranges).tolist():
-            part = _where(table, ranges == number)
-            path = self._path(log, dataset, number, part)
-            if path.exists():
-                part = pa.concat_tables([_read(path), part])
-            self._reach("publish")
-            self._write(path, part)
-            self._reach("published")
-
-    def _path(self, log: _Log, dataset: Dataset, number: int, table: pa.Table) -> Path:
-        """Return the file of a range: the one that is there, else one on the day of the first record."""
-        columns = hashlib.sha256((table.schema.metadata or {}).get(CHANNELS, b"")).hexdigest()[:8]
-        name = f"{log.name}-{number:012d}-{columns}.parquet"
-        feed = self._root / dataset.name / f"feed={self._feed}"
-        for path in feed.glob(f"date=*/{name}"):
-            return path
-        day = np.datetime64(table["ts_ns"][0].as_py() // NS_PER_DAY, "D")
-        return feed / f"date={day}" / name
-
-    def _write(self, path: Path, table: pa.Table) -> None:
-        """Put a table in place of a file, as a whole; an empty table removes the file."""
-        try:
-            if not len(table):
-                path.unlink(missing_ok=True)
-                return
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_beside(path, parquet_bytes(table)).replace(path)
-            sync_folder(path.parent)
-        except OSError as error:
-            raise SinkUnavailable(f"cannot write {path}: {error.strerror}; make room on the disk") from error
-
-
-def parquet_bytes(table: pa.Table) -> pa.Buffer:
-    """Return a table as a Parquet file. The bytes depend on its records and on nothing else."""
-    out = pa.BufferOutputStream()
-    pq.write_table(
-        table.combine_chunks(),
-        out,
-        row_group_size=_ROW_GROUP,
-        compression="zstd",
-        compression_level=1,
-        use_dictionary=[f.name for f in table.schema if pa.types.is_string(f.type) and f.name != "json"],
-        column_encoding=encodings(table.schema),
-    )
-    return out.getvalue()
-
-
-def retire(root: Path, before_ns: int, names: Sequence[str] = ("rows", "scores")) -> list[Path]:
-    """Remove the files of these datasets in which every record is older than an event time; return their paths.
-
-    A file that may still grow, the newest of its partition, stays.
-    """
-    gone = []
-    for name in names:
-        newest: dict[str, Path] = {}
-        for path in sorted((root / name).glob("feed=*/date=*/*.parquet"), key=lambda p: p.stem.rsplit("-", 2)[1]):
-            newest[f"{path.parts[-3]}/{path.stem.rsplit('-', 2)[0]}"] = path
-        for path in (root / name).glob("feed=*/date=*/*.parquet"):
-            if path not in newest.values() and _largest(path, "ts_ns") < before_ns:
-                path.unlink()
-                gone.append(path)
-    return sorted(gone)
-
-
-def _read(path: Path) -> pa.Table:
-    with _opened(path) as file:
-        return file.read()
-
-
-def _largest(path: Path, column: str) -> int:
-    """Return the largest value of an int64 column of a Parquet file."""
-    with _opened(path) as file:
-        index = file.metadata.schema.names.index(column)
-        groups = (file.metadata.row_group(i) for i in range(file.num_row_groups))
-        return max(int(group.column(index).statistics.max) for group in groups)
-
-
-@contextmanager
-def _opened(path: Path) -> Generator[pq.ParquetFile]:
-    try:
-        with pq.ParquetFile(path) as file:
-            yield file
-    except (pa.ArrowException, OSError) as error:
-        raise StateError(f"{path} is damaged ({error}): put it back from a copy, or move it away") from error
-
-
-def _file_name(topic: str) -> str:
-    """Return a file name for a topic: readable, and different for different topics."""
-    return f"{quote(topic, safe='')[:80]}-{hashlib.sha256(topic.encode()).hexdigest()[:8]}"
-
-
-def _before(table: pa.Table, dataset: Dataset, offset: int) -> pa.Table:
-    return _where(table, table[dataset.key].to_numpy() < offset)
-
-
-def _from(table: pa.Table, dataset: Dataset, offset: int) -> pa.Table:
-    return _where(table, table[dataset.key].to_numpy() >= offset)
-
-
-def _where(table: pa.Table, chosen: Bool) -> pa.Table:
-    return table if chosen.all() else table.filter(pa.array(chosen))
 
 
 def _add(pending: dict[str, list[pa.Table]], tables: dict[str, pa.Table]) -> None:

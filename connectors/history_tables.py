@@ -158,20 +158,20 @@ def scores_table(
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def alerts_table(topic: str, partition: int, alerts: Sequence[Alert], push: tuple[int, int]) -> pa.Table:
-    """Return alerts that a push (first offset, next offset) brought; `json` holds each as it was published."""
+def alerts_table(alerts: Sequence[Alert], positions: Sequence[int]) -> pa.Table:
+    """Return alerts and their positions in the log that brought them; `json` holds each as it was published."""
     records = [
         {
             **{name: _or_null(getattr(alert, name)) for name in ALERTS.names if hasattr(alert, name)},
-            "source": topic,
-            "partition": partition,
-            "position": min(max(alert.evidence.offset, push[0]), push[1] - 1),
+            "source": alert.evidence.topic,
+            "partition": alert.evidence.partition,
+            "position": position,
             "offset": alert.evidence.offset,
             "row": alert.evidence.row,
             "top_channel": alert.top_channels[0].name if alert.top_channels else None,
             "json": encode_alert(alert).decode(),
         }
-        for alert in alerts
+        for alert, position in zip(alerts, positions, strict=True)
     ]
     return pa.Table.from_pylist(records, ALERTS)
 

@@ -4,7 +4,7 @@
 | --- | --- |
 | `rows` | a row as decoded: place in the log, asset, time, a column per channel (null: not observed), `quality` |
 | `scores` | a verdict on a frame; `position` is an offset of the push that brought it |
-| `alerts` | a published change of an alert |
+| `alerts` | a published change of an alert, once; `position` as above, or (historian) its offset in the alerts topic |
 | `alerts_latest` | the newest change of each alert |
 | `labels` | a label, as it was given |
 | `labels_latest` | the newest label of one person on one target; shelving stands apart |
@@ -165,7 +165,8 @@ def _view(name: str, pattern: str) -> str:
         f"read_parquet({_text(pattern)}, union_by_name = true, "
         "hive_partitioning = true, hive_types = {'feed': VARCHAR, 'date': VARCHAR})"
     )
-    return f"CREATE VIEW {name} AS SELECT * EXCLUDE (date), make_timestamp_ns(ts_ns) AS ts FROM {files}"  # noqa: S608
+    once = "QUALIFY row_number() OVER (PARTITION BY feed, id, seq ORDER BY position) = 1" if name == "alerts" else ""
+    return f"CREATE VIEW {name} AS SELECT * EXCLUDE (date), make_timestamp_ns(ts_ns) AS ts FROM {files} {once}"  # noqa: S608
 
 
 def _text(value: str) -> str:

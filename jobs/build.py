@@ -17,7 +17,10 @@ from pipeline.mapping import FieldMapping
 from pipeline.protocols import Committer, Sink, Source
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from connectors.history import ParquetHistory
+    from connectors.kafka_follow import KafkaFollower
     from connectors.scores_topic import ScoresTopic
     from jobs.console import Console
     from jobs.settings import Settings
@@ -139,6 +142,24 @@ def _scores_topic(settings: Settings) -> ScoresTopic | None:
 
     k, names = settings.kafka, tuple(c.name for c in specs.channels(settings))
     return ScoresTopic(k.scores_topic, settings.feed.name, names, k.scores_top)
+
+
+def follower_of(settings: Settings, name: str, options: Sequence[str], skip_lost: bool) -> KafkaFollower:
+    """Return a reader of the topics of some options of [kafka]; its group is kafka.group with `name` added.
+
+    Raises
+    ------
+    ConfigError : the feed does not come from Kafka.
+    """
+    if settings.source.type != "kafka":
+        raise ConfigError("source.type", settings.source.type, 'must be "kafka": there is no topic to follow')
+    from connectors.kafka_client import connect
+    from connectors.kafka_follow import KafkaFollower
+
+    k = settings.kafka
+    client = connect(specs.kafka_settings(settings), k.client)
+    topics = {f"kafka.{option}": getattr(k, option) for option in options}
+    return KafkaFollower(client, topics, f"{k.group}-{name}", skip_lost=skip_lost, commit_timeout_s=k.commit_timeout_s)
 
 
 def history_of(settings: Settings) -> ParquetHistory | None:

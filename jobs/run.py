@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections import Counter
 from collections.abc import Callable
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from jobs import build
+from jobs.stopping import until_signal
 from pipeline.chain import Chain
 from pipeline.errors import BundleError
 from pipeline.runner import Runner, Step
@@ -45,7 +44,7 @@ def run(settings: Settings, console: Console, told: Callable[[Step], None] | Non
         observe=watch.after,
     )
     try:
-        with _until_signal() as stopped:
+        with until_signal() as stopped:
             runner.run(lambda: stopped() or watch.between())
     finally:
         feed.source.close()
@@ -125,22 +124,3 @@ class _Watch:
             self._console.say(f"{self.counts['rows']} rows are in the history: enough for `midwatch train`")
         elif not self.counts:
             self._console.say(f"no champion yet: collecting history until `midwatch train` has {need} rows")
-
-
-class _until_signal:  # noqa: N801 - a context manager that reads as a clause
-    """Yields a function that says whether SIGTERM or SIGINT has come. A second one ends the process at once."""
-
-    def __enter__(self) -> Callable[[], bool]:
-        self._stopped = False
-        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
-        return lambda: self._stopped
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _: FrameType | None) -> None:
-        if self._stopped:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        self._stopped = True

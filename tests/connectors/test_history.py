@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from io_cases import SECOND, T0, a_push, an_alert
 
-from connectors.history import ParquetHistory, retire
+from connectors.history import ParquetHistory
+from connectors.history_files import retire
 from connectors.history_tables import as_rows
 from connectors.history_views import open_history, rows_of
 from connectors.memory import Crash

@@ -1,0 +1,66 @@
+"""`midwatch notify`: committed alerts to the configured sinks, at least once."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from jobs import build
+from jobs.stopping import until_signal
+from pipeline.errors import ConfigError, SinkUnavailable
+
+if TYPE_CHECKING:
+    from connectors.notifier import Notifier
+    from jobs.console import Console
+    from jobs.settings import Settings
+
+_POLL_S = 0.2
+_COMMIT_S = 1.0
+_AGAIN_S = 5.0  # how long a sink that does not take alerts is left alone
+
+
+def notify(settings: Settings, skip_lost: bool, console: Console) -> Counter[str]:
+    """Hand alerts on until SIGTERM or SIGINT comes; return the counts of what it did.
+
+    Raises
+    ------
+    ConfigError : no sink is configured.
+    StateError : a position has aged out; another notifier of the feed was started.
+    """
+    from connectors.notifier import Notifier
+    from connectors.sinks import TeeSink
+
+    sink = TeeSink(list(build.file_sinks(settings, console).values()))
+    if not settings.sinks.alerts:
+        raise ConfigError("sinks.alerts", "", "name a file that alerts are added to, or `-` for standard output")
+    follower = build.follower_of(settings, "notify", ("alerts_topic",), skip_lost)
+    try:
+        notifier = Notifier(follower, sink)
+        _follow(notifier, settings.run.max_rows, console)
+    finally:
+        follower.close()
+        sink.close()
+    return notifier.counts + follower.counts
+
+
+def _follow(notifier: Notifier, max_rows: int, console: Console) -> None:
+    committed = time.monotonic()
+    with until_signal() as stopped:
+        while not stopped():
+            try:
+                notifier.step(max_rows, _POLL_S)
+            except SinkUnavailable as error:
+                console.warn(f"alerts are kept and offered again: {error}")
+                _wait(stopped, _AGAIN_S)
+            if time.monotonic() - committed >= _COMMIT_S:
+                committed = time.monotonic()
+                notifier.commit()
+        notifier.commit()
+
+
+def _wait(stopped: Callable[[], bool], seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while not stopped() and time.monotonic() < until:
+        time.sleep(0.05)
