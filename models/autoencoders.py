@@ -185,7 +185,11 @@ class ConvAutoencoder(nn.Module):
 
 Autoencoder = DenseAutoencoder | ConvAutoencoder
 
-MODULES: Mapping[str, Callable[..., Autoencoder]] = {"dense": DenseAutoencoder, "conv": ConvAutoencoder}
+MODULES: Mapping[str, Callable[..., Autoencoder]] = {
+    "dense": DenseAutoencoder,
+    "conv": ConvAutoencoder,
+    "stream": ConvAutoencoder,  # the same network, run over an endless series
+}
 
 
 def build_module(member: MemberSpec, channels: int) -> Autoencoder:

@@ -175,6 +175,7 @@ def _alert(
     i, kind = int(event["row"]), KINDS[event["kind"]]
     anomaly = kind == ANOMALY
     cycle = spec.anomaly if anomaly else spec.quality
+    lag = verdicts.scores.lag_ns if anomaly else 0  # what was over the threshold lies that long before the frame
     asset, opened = table.names[rows.asset[i]], int(event["opened"])
     return Alert(
         id=alert_id(spec.feed, asset, kind, opened),
@@ -188,7 +189,7 @@ def _alert(
         ts_ns=int(event["ts"]),
         opened_ns=opened,
         start_ns=int(event["start"]),
-        onset_ns=int(event["onset"]),
+        onset_ns=int(event["onset"]) - lag,
         end_ns=None if event["end"] == _NEVER else int(event["end"]),
         ratio=float(event["ratio"]),
         peak_ratio=float(event["peak"]),

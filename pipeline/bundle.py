@@ -23,7 +23,7 @@ POOLED = 0  # the row of `Calibration` for assets that have none of their own
 class MemberSpec:
     """One model of the ensemble.
 
-    `kind`: registered short name (`pca`, `dense`, `conv`). `window`: rows it sees, <= the bundle's window.
+    `kind`: registered short name (`pca`, `dense`, `conv`, `stream`). `window`: rows it sees, <= the bundle's window.
     `error`: `last` (the window's last row only; the default) or `window` (mean over all its rows). `aggregate`: how
     channel residuals become one number: `mse`, `ztop` (mean of the top 1/8 of robust z) or `mahalanobis`.
     `params`: what is needed to build the module again (sizes, never weights).
@@ -101,6 +101,11 @@ class Bundle:
     def window(self) -> int:
         """The longest window of any member, in rows."""
         return max(m.window for m in self.members)
+
+    @property
+    def streaming(self) -> bool:
+        """Whether rows are scored as parts of an endless series, which has to lie on a grid."""
+        return any(m.kind == "stream" for m in self.members)
 
     def calibration(self, profile: str) -> Calibration:
         """Return the calibration of a serving profile.

@@ -211,6 +211,11 @@ class Chain:
                 f"bundle {bundle.id} was calibrated with {bundle.smoother}, the configuration says {spec.smoother}: "
                 "set [smoother] back, or retrain"
             )
+        if bundle.streaming and spec.align.mode != "grid":
+            raise BundleError(
+                f"bundle {bundle.id} is a streaming one, which needs rows on a grid, this feed has align.mode = "
+                f'{spec.align.mode!r}: set [align] mode = "grid", or train with members = ["conv"]'
+            )
         if spec.align.mode == "grid" and bundle.period_ns != spec.align.period_ns:
             raise BundleError(
                 f"bundle {bundle.id} is for a period of {bundle.period_ns} ns, this feed has {spec.align.period_ns} ns"

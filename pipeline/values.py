@@ -136,7 +136,8 @@ class Scores:
     """One score for each row that was pushed, in the same order; NaN where there is none (see `status`).
 
     `by_channel` is each channel's share of the error (rows sum to 1, 0 where the channel was not observed, all 0
-    where the score is NaN). `expected` and `actual` are in input units; NaN where not observed.
+    where the score is NaN). `expected` and `actual` are in input units; NaN where not observed. All three are of the
+    row `lag_ns` before the one that carries the score: 0 for engines that score the row that just came.
     """
 
     partition: int
@@ -152,6 +153,7 @@ class Scores:
     coverage: Float32  # (n,), share of the window's readings that were observed, 0..1
     status: UInt8  # (n,), Status codes
     model_id: str = ""
+    lag_ns: int = 0
 
     def __len__(self) -> int:
         return len(self.score)
@@ -214,7 +216,7 @@ class Alert:
 
     `id` = hash(feed, asset, kind, opening ts_ns). `kind` is `anomaly` or a data-quality kind (`stuck`, `missing`,
     `out_of_range`, `jump`, `non_finite`). `state` is `open`, `updated` or `resolved`. `start_ns`: when the ratio
-    first went over the threshold; `onset_ns`: the first frame that was over it by itself; `end_ns`: the first frame
+    first went over the threshold; `onset_ns`: the first row that was over it by itself; `end_ns`: the first frame
     below the closing level (resolved only). `top_channels` is sorted by falling share.
     """
 

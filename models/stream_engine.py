@@ -1,0 +1,313 @@
+"""The streaming engine: a convolutional autoencoder over an endless series, each row encoded and decoded once.
+
+The score of a frame is that of the row `lag` rows before it: the mean error of the last W rows up to that one, equal to
+what the network says of the whole series. Steps are whole hops (`models.stream_layers`), at grid slots that are a
+multiple of the hop, so where a step falls is a matter of the time stamps alone; the lag is one for all rows, so every
+frame has a score of its own, though only one in S does any work. Rows lie on a grid without gaps (`[align] mode =
+"grid"`): one that does not follow the row before it starts a new window.
+
+The state is raw rows. What derives from them is made again by running them through the same steps, when the next row
+says where on the grid they lie.
+
+Legend: n rows, C channels, S rows of a hop, W row errors averaged, B hops of a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numba import njit
+
+from models.aggregation import aggregate, check_fitted
+from models.autoencoders import ConvAutoencoder, build_module
+from models.engine_members import Workspace
+from models.stream_layers import Span, span_of, stream_layers
+from models.stream_network import SHAPES, StreamNetwork
+from models.stream_rings import Found, Hops, StreamRings, Taken
+from pipeline.bundle import Bundle, MemberSpec
+from pipeline.errors import BundleError, ShapeError
+from pipeline.protocols import RawWindows
+from pipeline.values import Float32, Float64, Int32, Int64, Rows, Scores
+
+PROFILE = "cpu-float32"
+_REVIVED = 256  # slots whose derived state is made again at a time
+
+
+class StreamEngine:
+    """Scores rows with the one streaming member of a bundle; see `pipeline.protocols.Engine`. On the CPU.
+
+    Attributes
+    ----------
+    fallbacks : groups (as `g0.m0`) whose networks need fewer batch sizes on this machine than hoped for.
+
+    Raises
+    ------
+    BundleError : other members beside the streaming one; tensors that are missing, or do not fit.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        if len(bundle.members) != 1 or bundle.members[0].kind != "stream":
+            kinds = ", ".join(member.kind for member in bundle.members)
+            raise BundleError(f"bundle {bundle.id} has the members {kinds}: a streaming one is served alone")
+        self._bundle, member = bundle, bundle.members[0]
+        self._channels, self._aggregate = len(bundle.channels), member.aggregate
+        modules = [_module(bundle, g) for g in range(len(bundle.groups))]
+        space = Workspace(torch.device("cpu"))
+        self._networks = [StreamNetwork(stream_layers(module), space) for module in modules]
+        self.fallbacks = _settle(self._networks)
+        self._fitted = [_fitted(bundle, g) for g in range(len(bundle.groups))]
+        span = member_span(member)
+        self._lag_ns = span.lag * bundle.period_ns
+        self._rings = StreamRings(
+            span,
+            stream_layers(modules[0])[0],
+            averaged(member),
+            bundle.period_ns,
+            _scalers(bundle, "loc"),
+            _scalers(bundle, "scale"),
+            bundle.soft_clip,
+        )
+        self._kept = [np.zeros((0, width), np.float32) for width in self._networks[0].widths]
+        most, c = SHAPES[-1], self._channels
+        self._hops = Hops(
+            slots=np.zeros(most, np.int32),
+            fresh=np.zeros(most, np.bool_),
+            late=np.zeros((most, span.hop, c), np.float32),
+            runs=self._networks[0].runs,
+        )
+        self._residual, self._weight = (np.zeros((most * span.hop, c), np.float32) for _ in range(2))
+        self._at = np.zeros(most * span.hop, np.int64)
+        self._errors = np.zeros((most, span.hop), np.float64)
+
+    @property
+    def model_id(self) -> str:
+        """The id of the bundle."""
+        return self._bundle.id
+
+    @property
+    def profile(self) -> str:
+        """The serving profile that thresholds were fitted through."""
+        return PROFILE
+
+    @property
+    def rows_kept(self) -> int:
+        """R: rows per asset on which any state derives."""
+        return self._rings.rows
+
+    def allocate(self, assets: Sequence[str]) -> Int32:
+        """Give each asset a slot with an empty window; one that no group scores is collected only."""
+        default = -1 if self._bundle.default_group is None else self._bundle.default_group
+        groups = [self._bundle.asset_group.get(name, default) for name in assets]
+        slots = self._rings.allocate(np.array(groups, np.int32))
+        more = len(self._rings) - len(self._kept[0])
+        if more:
+            self._kept = [np.concatenate([k, np.zeros((more, k.shape[1]), np.float32)]) for k in self._kept]
+        return slots
+
+    def push(self, batches: Sequence[tuple[Rows, Int32]]) -> list[Scores]:
+        """Take aligned, gated rows with their slots (n,), in order; return one score per row.
+
+        What a score says (shares, expected, actual) is of the row `lag_ns` before the frame that carries it.
+
+        Raises
+        ------
+        ShapeError : rows of other channels than the bundle's, or slots that do not match them; nothing was taken.
+        StateError : a slot that is not allocated; nothing was taken.
+        """
+        joined = self._joined(batches)
+        found = Found.nothing(*joined.x.shape)
+        with torch.inference_mode():
+            self._revive(joined)
+            self._advance(joined, found)
+        out, at = [], 0
+        for rows, _ in batches:
+            part = slice(at, at + len(rows))
+            out.append(
+                Scores(
+                    partition=rows.partition,
+                    asset=rows.asset,
+                    ts_ns=rows.ts_ns,
+                    offset=rows.offset,
+                    row=rows.row,
+                    continuity=rows.continuity,
+                    score=found.score[part],
+                    by_channel=found.by_channel[part],
+                    expected=found.expected[part],
+                    actual=found.actual[part],
+                    coverage=found.coverage[part],
+                    status=found.status[part],
+                    model_id=self.model_id,
+                    lag_ns=self._lag_ns,
+                )
+            )
+            at = part.stop
+        return out
+
+    def fill(self, batches: Sequence[tuple[Rows, Int32]]) -> None:
+        """Take rows into the windows without scoring them. Raises as `push` does."""
+        self._rings.store(self._joined(batches))
+
+    def dump(self, slots: Int32) -> RawWindows:
+        """Return the last rows of each slot, as they came."""
+        self._rings.check(slots)
+        return self._rings.dump(slots)
+
+    def load(self, slots: Int32, raw: RawWindows) -> None:
+        """Put windows back; the scores that follow are those of an engine that was never interrupted, bit by bit."""
+        self._rings.check(slots)
+        self._rings.load(slots, raw)
+
+    def drop(self, slots: Int32) -> None:
+        """Free slots."""
+        self._rings.drop(slots)
+
+    def _joined(self, batches: Sequence[tuple[Rows, Int32]]) -> Taken:
+        for rows, slots in batches:
+            if rows.x.shape != (len(slots), self._channels):
+                raise ShapeError(
+                    f"rows of partition {rows.partition} are {rows.x.shape} with {len(slots)} slots, "
+                    f"bundle {self.model_id} takes (n, {self._channels}) with n slots"
+                )
+        some = batches or [(Rows.empty(0, self._channels), np.empty(0, np.int32))]
+        parts = [(rows.x, rows.observed, rows.continuity, rows.ts_ns, slots) for rows, slots in some]
+        dtypes = (np.float32, np.bool_, np.uint8, np.int64, np.int32)
+        columns = [column[0] if len(column) == 1 else np.concatenate(column) for column in zip(*parts, strict=True)]
+        # Kernels are compiled for writable arrays; a read-only one is copied rather than compiled for again.
+        taken = Taken(*(np.require(c, d, ["C", "W"]) for c, d in zip(columns, dtypes, strict=True)))
+        self._rings.check(taken.slots)
+        return taken
+
+    def _revive(self, rows: Taken) -> None:
+        """Make what derives from raw rows, for the slots that these rows go on with: take those again."""
+        slots, follows = self._rings.stale(rows)
+        for at in range(0, len(slots), _REVIVED):
+            part = slice(at, at + _REVIVED)
+            raw = self._rings.dump(slots[part])
+            self._rings.restart(slots[part])
+            real = np.arange(self.rows_kept) >= self.rows_kept - raw.count[:, None]
+            grid = follows[part, None] - self.rows_kept + np.arange(self.rows_kept)
+            again = Taken(
+                x=raw.x[real],
+                observed=raw.observed[real],
+                continuity=np.zeros(int(raw.count.sum()), np.uint8),
+                ts_ns=grid[real] * self._bundle.period_ns,
+                slots=np.repeat(slots[part], raw.count),
+            )
+            self._advance(again, Found.nothing(*again.x.shape))
+
+    def _advance(self, rows: Taken, found: Found) -> None:
+        """Take rows, group by group; run the hops that they end; write what is found out about each of them."""
+        group = self._rings.group_of(rows.slots)
+        for g in np.unique(group).tolist():
+            order = np.flatnonzero(group == g)
+            while len(order):
+                taken, k = self._rings.take(rows, order, self._hops, found)
+                network = self._networks[max(g, 0)]
+                slots, fresh = self._hops.slots[:k], self._hops.fresh[:k]
+                expected = network.run(slots, fresh, self._kept)
+                self._judge(k, expected, network.given, g)
+                self._rings.settle(rows, order[:taken], self._hops, expected, network.given, self._errors, found)
+                order = order[taken:]
+
+    def _judge(self, k: int, expected: Float32, given: int, group: int) -> None:
+        """Write the errors of the rows that k hops reconstruct; NaN for a row of which nothing was observed."""
+        if not k:
+            return
+        self._errors[:k] = np.nan
+        m = _residuals(self._hops.late[:k], expected, given, self._residual, self._weight, self._at)
+        if m:
+            errors = aggregate(self._aggregate, self._residual[:m], self._weight[:m], self._fitted[group])
+            self._errors.reshape(-1)[self._at[:m]] = errors
+
+
+def member_span(member: MemberSpec) -> Span:
+    """Return how a streaming member lies in time."""
+    return span_of(member.params["kernels"], member.params["strides"])
+
+
+def averaged(member: MemberSpec) -> int:
+    """Return W: how many row errors make a score. A streaming member's window is all rows that a score rests on.
+
+    Raises
+    ------
+    BundleError : a window that is too short for its network.
+    """
+    rows = member.window - member_span(member).rows(0)
+    if rows < 1:
+        raise BundleError(f"a streaming member needs a window of {member_span(member).rows(1)} rows, not {member.window}")
+    return rows
+
+
+def _module(bundle: Bundle, group: int) -> ConvAutoencoder:
+    prefix = f"g{group}.m0."
+    tensors = {n.removeprefix(prefix): torch.tensor(v) for n, v in bundle.tensors.items() if n.startswith(prefix)}
+    with torch.device("meta"):  # no weights of its own, and no draw from the global random state
+        module = build_module(bundle.members[0], len(bundle.channels)).eval()
+    assert isinstance(module, ConvAutoencoder)
+    try:
+        weights = {name: value for name, value in tensors.items() if not name.startswith("agg.")}
+        module.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        raise BundleError(f"bundle {bundle.id}: tensors {prefix}* do not fit a streaming member: {error}") from None
+    return module
+
+
+def _fitted(bundle: Bundle, group: int) -> dict[str, Float64]:
+    prefix = f"g{group}.m0.agg."
+    fitted = {n.removeprefix(prefix): np.array(v, np.float64) for n, v in bundle.tensors.items() if n.startswith(prefix)}
+    check_fitted(bundle.members[0].aggregate, len(bundle.channels), fitted)
+    return fitted
+
+
+def _scalers(bundle: Bundle, name: str) -> Float32:
+    """Return `name` of all groups' scalers, (G, C)."""
+    return np.stack([bundle.tensor(g, "scaler", name) for g in range(len(bundle.groups))]).astype(np.float32)
+
+
+def _settle(networks: Sequence[StreamNetwork]) -> tuple[str, ...]:
+    """Let each network settle on its batch sizes; those of equal shapes run the same code, so one of them tries."""
+    known: dict[object, StreamNetwork] = {}
+    fallen = []
+    with torch.inference_mode():
+        for g, network in enumerate(networks):
+            twin = known.setdefault(network.signature, network)
+            if twin is network:
+                network.settle()
+            network.shapes = twin.shapes
+            fallen += [f"g{g}.m0"] if network.fell_back else []
+    return tuple(fallen)
+
+
+@njit(nogil=True, cache=True)
+def _residuals(
+    late: Float32, expected: Float32, given: int, residual: Float32, weight: Float32, at: Int64
+) -> int:
+    """Write residuals and weights of the rows that hops reconstruct, those with nothing observed left out.
+
+    Parameters
+    ----------
+    late : (k, S, C), NaN where not observed.
+    expected : (k * S / given, padded)
+    residual, weight : (B * S, C), and `at` (B * S,), which row each is: written.
+
+    Returns
+    -------
+    How many there are.
+    """
+    hops, rows, channels = late.shape
+    m = 0
+    for k in range(hops):
+        for r in range(rows):
+            source, first = expected[(k * rows + r) // given], (r % given) * channels
+            any_seen = False
+            for c in range(channels):
+                seen = not np.isnan(late[k, r, c])
+                any_seen |= seen
+                residual[m, c] = late[k, r, c] - source[first + c] if seen else np.float32(0.0)
+                weight[m, c] = np.float32(seen)
+            if any_seen:
+                at[m] = k * rows + r
+                m += 1
+    return m

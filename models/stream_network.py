@@ -1,0 +1,154 @@
+"""The streamed network of one group: hops in, reconstructions out, a few matrix products for many assets at once.
+
+Layer after layer, not asset after asset: nothing recurs within a layer, so all hops of a chunk go through it together,
+an asset's own hops one after the other in its kept rows. Batches have a few fixed shapes and rows of every buffer start
+on a 64-byte boundary, as in `models.engine_members`; `StreamNetwork.settle` tries on the weights whether they keep a
+row's bits.
+
+Legend: A slots, B hops of a chunk; of one layer: n rows taken and m products in a step, K taps, F channels taken,
+P = K * F rounded up to whole 64 bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+from models.engine_members import Workspace
+from models.engine_scorer import cuts, fallbacks, keeps_bits
+from models.stream_layers import Layer
+from pipeline.values import Bool, Float32, Int32, Int64
+
+SHAPES = (8, 16, 32, 64, 128, 256)  # hops of a batch; more would not stay in the cache
+_SEED = 0
+
+
+class StreamNetwork:
+    """One group's layers over buffers that all groups share.
+
+    Parameters
+    ----------
+    layers : of the fitted module.
+    space : where what lies between the layers is written.
+
+    Attributes
+    ----------
+    shapes : batch sizes in use.
+    runs : (B * m, P) float32, what the first layer multiplies: written by `models.stream_rings`.
+    """
+
+    def __init__(self, layers: Sequence[Layer], space: Workspace) -> None:
+        self.shapes = SHAPES
+        self._layers = layers
+        most = SHAPES[-1]
+        self._runs = [
+            space.rows(f"runs {i}", most * layer.products, len(layer.weight)) for i, layer in enumerate(layers)
+        ]
+        self._out = [space.rows(f"out {i}", most * layer.products, len(layer.bias)) for i, layer in enumerate(layers)]
+        self.runs = _whole(self._runs[0])
+
+    @property
+    def given(self) -> int:
+        """Rows of reconstruction in each row of what `run` returns."""
+        return self._layers[-1].given
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Values that each layer but the first keeps of an asset, `StreamNetwork.run`'s `kept`."""
+        return tuple(layer.kept * len(layer.weight) // layer.taps for layer in self._layers[1:])
+
+    @property
+    def signature(self) -> tuple[object, ...]:
+        """Equal for networks that run the same code on arrays of the same shapes."""
+        return tuple((layer.products, tuple(layer.weight.shape)) for layer in self._layers)
+
+    @property
+    def fell_back(self) -> bool:
+        """Whether batch sizes are fewer than hoped for, because bits depended on them."""
+        return self.shapes != SHAPES
+
+    def run(self, slots: Int32, fresh: Bool, kept: Sequence[Float32]) -> Float32:
+        """Take hops whose runs lie in `runs`, in order; return their reconstructions (rows, padded).
+
+        Parameters
+        ----------
+        slots : (k,), whose hop each one is; a slot may come several times.
+        fresh : (k,), whether nothing is kept for it.
+        kept : for each layer but the first (A, kept * F) float32, taken and left for the next hop.
+        """
+        k = len(slots)
+        for i, layer in enumerate(self._layers):
+            if i:
+                before = self._layers[i - 1]
+                channels = len(layer.weight) // layer.taps
+                size = (layer.taps, layer.stride, layer.taken, layer.products, channels)
+                runs = _whole(self._runs[i])
+                _join(slots, fresh, _whole(self._out[i - 1]), before.given, before.relu, size, kept[i - 1], runs)
+            for at, shape in cuts(k, self.shapes):
+                self._multiply(i, slice(at * layer.products, (at + shape) * layer.products))
+        return _whole(self._out[-1])
+
+    def settle(self) -> None:
+        """Settle on batch sizes that keep a row's bits, in every layer."""
+        self.shapes = next(s for s in fallbacks(SHAPES) if s == (1,) or self._keeps(s))
+
+    def _keeps(self, shapes: tuple[int, ...]) -> bool:
+        random = np.random.default_rng(_SEED)
+        for i, layer in enumerate(self._layers):
+            tried = torch.from_numpy(random.standard_normal((shapes[-1], layer.products, len(layer.weight)), np.float32))
+
+            def run(pick: Int64, i: int = i, m: int = layer.products, tried: Tensor = tried) -> Tensor:
+                rows = slice(0, len(pick) * m)
+                self._runs[i][rows] = tried[torch.from_numpy(pick)].flatten(0, 1)
+                return self._multiply(i, rows).clone().view(1, len(pick), -1)
+
+            if not keeps_bits(run, shapes):
+                return False
+        return True
+
+    def _multiply(self, i: int, rows: slice) -> Tensor:
+        layer = self._layers[i]
+        return torch.addmm(layer.bias, self._runs[i][rows], layer.weight, out=self._out[i][rows])
+
+
+def _whole(rows: Tensor) -> Float32:
+    """Return rows of a workspace with their padding, for kernels."""
+    whole: Float32 = rows.as_strided((len(rows), rows.stride(0)), (rows.stride(0), 1)).numpy()
+    return whole
+
+
+@njit(nogil=True, cache=True)
+def _join(
+    slots: Int32,
+    fresh: Bool,
+    out: Float32,
+    given: int,
+    relu: bool,
+    size: tuple[int, int, int, int, int],
+    kept: Float32,
+    runs: Float32,
+) -> None:
+    """Join what the last layer gave of each hop to what is kept of its asset; write the runs that this layer takes."""
+    taps, stride, taken, products, channels = size
+    width = kept.shape[1]
+    tape = np.empty(width + taken * channels, np.float32)
+    for k in range(len(slots)):
+        s = slots[k]
+        for c in range(width):
+            tape[c] = np.float32(0.0) if fresh[k] else kept[s, c]
+        for r in range(taken):
+            source, first = out[(k * taken + r) // given], (r % given) * channels
+            to = width + r * channels
+            for c in range(channels):
+                value = source[first + c]
+                tape[to + c] = max(value, np.float32(0.0)) if relu else value
+        for m in range(products):
+            begin = m * stride * channels
+            for c in range(taps * channels):
+                runs[k * products + m, c] = tape[begin + c]
+        for c in range(width):
+            kept[s, c] = tape[taken * channels + c]
