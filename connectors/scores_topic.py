@@ -38,6 +38,7 @@ _VERSION: Final = b"midwatch.scores"
 _PUSH: Final = b"midwatch.push"
 _CHANNELS: Final = b"midwatch.channels"
 _MODEL: Final = b"midwatch.model"
+_LAG: Final = b"midwatch.lag_ns"
 _CODES: Final = ("continuity", "status")
 _NUMBERS: Final = ("score", "smoothed", "ratio", "own_ratio", "threshold", "coverage")
 _LISTS: Final = ("by_channel", "expected", "actual")
@@ -114,6 +115,7 @@ class ScoresTopic:
             _PUSH: msgspec.json.encode(push),
             _CHANNELS: msgspec.json.encode(self.channels),
             _MODEL: (scored.verdicts.scores.model_id if scored.verdicts is not None else "").encode(),
+            _LAG: str(scored.verdicts.scores.lag_ns if scored.verdicts is not None else 0).encode(),
         }
         schema = self._schema().with_metadata(told)
         arrays = [columns.get(field.name, pa.array([], field.type)) for field in schema]
@@ -180,26 +182,31 @@ def decode_scores(body: bytes) -> ScoresRecord:
     try:
         push = msgspec.json.decode(told.get(_PUSH, b""), type=_Push)
         channels = msgspec.json.decode(told.get(_CHANNELS, b""), type=tuple[str, ...])
-        verdicts, assets = _verdicts(table, push.partition, len(channels), told.get(_MODEL, b"").decode())
+        model, lag_ns = told.get(_MODEL, b"").decode(), int(told.get(_LAG, b"0"))
+        verdicts, assets = _verdicts(table, push.partition, len(channels), model, lag_ns)
     except (msgspec.MsgspecError, pa.ArrowException, KeyError, ValueError, IndexError, AttributeError) as error:
         raise SchemaError(f"a record of a scores topic that is damaged: {error!r}") from None
     scored = Scored(push.topic, push.partition, assets, verdicts, push.first, push.next)
     return ScoresRecord(push.feed, channels, scored, push.part, push.last)
 
 
-def _verdicts(table: pa.Table, partition: int, channels: int, model_id: str) -> tuple[Verdicts, tuple[str, ...]]:
+def _verdicts(
+    table: pa.Table, partition: int, channels: int, model_id: str, lag_ns: int
+) -> tuple[Verdicts, tuple[str, ...]]:
     n = len(table)
     assets, codes = _decoded_names(table["asset"])
     number = {name: _floats(table[name]) for name in _NUMBERS}
     lists: dict[str, Any] = {name: _dense(table, name, n, channels) for name in _LISTS}
+    plain: dict[str, Any] = {name: _numbers(table[name]) for name in ("ts_ns", "offset", "row", *_CODES)}
     scores = Scores(
         partition=partition,
         asset=codes,
-        **{name: _numbers(table[name]) for name in ("ts_ns", "offset", "row", *_CODES)},
+        **plain,
         score=number["score"],
         **lists,
         coverage=number["coverage"],
         model_id=model_id,
+        lag_ns=lag_ns,
     )
     breached = np.ascontiguousarray(table["breached"].to_numpy())
     own = {name: number[name] for name in ("smoothed", "ratio", "own_ratio", "threshold")}

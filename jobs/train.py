@@ -84,6 +84,8 @@ def retrain_spec(settings: Settings) -> RetrainSpec:
     run = settings.run
     judged = choose(run.device, run.precision, run.priority)
     more = (FALLBACK, *map(by_name, settings.train.profiles))  # a CPU must be able to take over from anything
+    if "stream" in settings.train.members:
+        judged, more = FALLBACK, (FALLBACK,)  # the one that a streaming model is served by
     return RetrainSpec(
         train=specs.train_spec(settings),
         calibration=CalibrationSpec(percentile=settings.train.percentile),

@@ -114,7 +114,7 @@ class ConvAutoencoder(nn.Module):
         strides: Sequence[int] = (2, 2),
     ) -> None:
         super().__init__()
-        _check_layers(hidden, kernels, strides)
+        check_layers(hidden, kernels, strides)
         self.window, self.channels, self.latent = window, channels, latent
         sizes = (channels, *hidden, latent)
         layers = list(zip(sizes[:-1], sizes[1:], kernels, strides, strict=True))
@@ -240,7 +240,8 @@ def _check_inputs(x: Tensor, observed: Tensor, window: int, channels: int) -> No
         )
 
 
-def _check_layers(hidden: Sequence[int], kernels: Sequence[int], strides: Sequence[int]) -> None:
+def check_layers(hidden: Sequence[int], kernels: Sequence[int], strides: Sequence[int]) -> None:
+    """Raise ConfigError unless convolutions of these sizes fit one another and can be mirrored."""
     if not len(hidden) + 1 == len(kernels) == len(strides):
         raise ConfigError(
             "train.conv_kernels", list(kernels), f"give {len(hidden) + 1} kernels and strides: one per layer"

@@ -28,7 +28,9 @@ from models.engine_rows import (
 )
 from models.engine_scorer import Scorer
 from models.profiles import FALLBACK, Precision, Priority, Profile, choose
+from models.stream_engine import StreamEngine
 from pipeline.bundle import Bundle
+from pipeline.errors import ConfigError
 from pipeline.protocols import Engine, RawWindows
 from pipeline.values import Bool, Int32, Int64, Rows, Scores
 
@@ -159,10 +161,17 @@ def open_engine(
 
     Raises
     ------
-    ConfigError : as `models.profiles.choose`.
-    BundleError, Unavailable : as TorchEngine.
+    ConfigError : as `models.profiles.choose`; a streaming bundle on anything but the CPU, in float32, for throughput.
+    BundleError, Unavailable : as TorchEngine and StreamEngine.
     """
-    return TorchEngine(bundle, choose(device, precision, priority, bundle))
+    profile = choose(device, precision, priority, bundle)
+    if not bundle.streaming:
+        return TorchEngine(bundle, profile)
+    if profile.name != FALLBACK.name:
+        raise ConfigError(
+            "run.device", profile.name, f"a streaming model is served as {FALLBACK.name} only: set run.device = 'cpu'"
+        )
+    return StreamEngine(bundle)
 
 
 def _settle(scorers: Sequence[Sequence[Scorer]]) -> tuple[str, ...]:

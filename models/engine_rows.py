@@ -60,9 +60,23 @@ def join(batches: Sequence[tuple[Rows, Int32]], channels: int, model_id: str) ->
     return Joined(*(np.require(c, d, ["C", "W"]) for c, d in zip(columns, dtypes, strict=True)))
 
 
-def hand_out(batches: Sequence[tuple[Rows, Int32]], joined: Joined, found: Found, model_id: str) -> list[Scores]:
-    """Return what was found about joined rows, batch by batch."""
-    actual = np.where(joined.observed, joined.x, np.float32(np.nan))
+def hand_out(
+    batches: Sequence[tuple[Rows, Int32]],
+    joined: Joined,
+    found: Found,
+    model_id: str,
+    actual: Float32 | None = None,
+    lag_ns: int = 0,
+) -> list[Scores]:
+    """Return what was found about joined rows, batch by batch.
+
+    Parameters
+    ----------
+    actual : (n, C), the rows that are scored; None: the joined ones themselves.
+    lag_ns : how far these lie before the joined ones.
+    """
+    if actual is None:
+        actual = np.where(joined.observed, joined.x, np.float32(np.nan))
     out, at = [], 0
     for rows, _ in batches:
         part = slice(at, at + len(rows))
@@ -81,6 +95,7 @@ def hand_out(batches: Sequence[tuple[Rows, Int32]], joined: Joined, found: Found
                 coverage=found.coverage[part],
                 status=found.status[part],
                 model_id=model_id,
+                lag_ns=lag_ns,
             )
         )
         at = part.stop

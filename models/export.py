@@ -51,8 +51,10 @@ def export_member(bundle: Bundle, group: int, index: int) -> ExportedProgram:
 
     Raises
     ------
-    BundleError : tensors that are missing, or do not fit the member.
+    BundleError : tensors that are missing, or do not fit the member; a streaming member, which has no window to take.
     """
+    if bundle.streaming:
+        raise BundleError(f"bundle {bundle.id} is a streaming one: its scores are not those of windows, export conv")
     spec, channels = bundle.members[index], len(bundle.channels)
     example = (torch.zeros(2, spec.window, channels), torch.ones(2, spec.window, channels, dtype=torch.bool))
     batch = Dim("batch", min=1)

@@ -18,6 +18,7 @@ from models.pca import fit_pca
 from models.residuals import channel_residuals, fit_aggregation
 from models.scaling import fit_scale, scale
 from models.series import Series, longest_runs, thinned, window_ends
+from models.stream_fitting import stream_residuals, to_train
 from models.train_spec import TrainSpec, member_specs
 from models.training import LoopSpec, Report, training_device
 from models.training import train as train_module
@@ -195,10 +196,9 @@ def _fit_group(
         else:
             loop = spec.loop(_seed(spec.seed, group, label))
             fitted, told[label] = _fit_module(
-                member, pool, loop, spec.hold_out, device, f"{label} of {group!r}", report
+                member, pool, loop, spec.hold_out, device, f"{label} of {group!r}", report, spec.conv_window
             )
-        ends = thinned(pool.ends(member.window)[0], _RESIDUAL_WINDOWS)
-        residual, known = channel_residuals(member, fitted, pool.scaled, pool.observed, ends)
+        residual, known = _residuals(member, fitted, pool, spec.conv_window)
         tensors.update({f"m{m}.{name}": value for name, value in fitted.items()})
         tensors.update({f"m{m}.agg.{name}": value for name, value in fit_aggregation(residual, known).items()})
     return tensors, told
@@ -215,9 +215,18 @@ def _fit_pca(member: MemberSpec, pool: _Pool, report: Report) -> tuple[Tensors, 
 
 
 def _fit_module(
-    member: MemberSpec, pool: _Pool, loop: LoopSpec, hold_out: float, device: str, what: str, report: Report
+    member: MemberSpec,
+    pool: _Pool,
+    loop: LoopSpec,
+    hold_out: float,
+    device: str,
+    what: str,
+    report: Report,
+    stream_rows: int,
 ) -> tuple[Tensors, Told]:
-    channels = pool.scaled.shape[1]
+    channels, counted = pool.scaled.shape[1], slice(None)
+    if member.kind == "stream":
+        member, counted = to_train(member, stream_rows)
     ends, held = pool.ends(member.window, hold_out)
     tensors, record = train_module(
         lambda: build_module(member, channels),
@@ -229,6 +238,7 @@ def _fit_module(
         held,
         device,
         report,
+        counted,
     )
     if record.stopped == "non_finite":
         raise TrainingError(
@@ -251,6 +261,16 @@ def _fit_module(
         "compression_ratio": compression_ratio(member, channels),
     }
     return tensors, told
+
+
+def _residuals(member: MemberSpec, fitted: Tensors, pool: _Pool, stream_rows: int) -> tuple[Float32, Bool]:
+    """Return channel residuals of the fit part, evenly thinned, and whether each rests on any reading."""
+    if member.kind == "stream":
+        longer, _ = to_train(member, stream_rows)
+        ends = thinned(pool.ends(longer.window)[0], _RESIDUAL_WINDOWS)
+        return stream_residuals(longer, fitted, pool.scaled, pool.observed, ends)
+    ends = thinned(pool.ends(member.window)[0], _RESIDUAL_WINDOWS)
+    return channel_residuals(member, fitted, pool.scaled, pool.observed, ends)
 
 
 def _seed(seed: int, group: str, label: str) -> int:

@@ -20,18 +20,20 @@ import numpy as np
 import torch
 from numba import njit
 
+from models import engine_rows
 from models.aggregation import aggregate, check_fitted
 from models.autoencoders import ConvAutoencoder, build_module
-from models.engine_members import Workspace
-from models.stream_layers import Span, span_of, stream_layers
+from models.engine_buffers import Workspace
+from models.engine_rows import Joined, by_group, hand_out, join, scalers, set_precision
+from models.profiles import FALLBACK
+from models.stream_layers import averaged, member_span, stream_layers
 from models.stream_network import SHAPES, StreamNetwork
 from models.stream_rings import Found, Hops, StreamRings, Taken
-from pipeline.bundle import Bundle, MemberSpec
-from pipeline.errors import BundleError, ShapeError
+from pipeline.bundle import Bundle
+from pipeline.errors import BundleError
 from pipeline.protocols import RawWindows
 from pipeline.values import Float32, Float64, Int32, Int64, Rows, Scores
 
-PROFILE = "cpu-float32"
 _REVIVED = 256  # slots whose derived state is made again at a time
 
 
@@ -51,10 +53,11 @@ class StreamEngine:
         if len(bundle.members) != 1 or bundle.members[0].kind != "stream":
             kinds = ", ".join(member.kind for member in bundle.members)
             raise BundleError(f"bundle {bundle.id} has the members {kinds}: a streaming one is served alone")
+        set_precision(FALLBACK)
         self._bundle, member = bundle, bundle.members[0]
         self._channels, self._aggregate = len(bundle.channels), member.aggregate
         modules = [_module(bundle, g) for g in range(len(bundle.groups))]
-        space = Workspace(torch.device("cpu"))
+        space = Workspace(FALLBACK)
         self._networks = [StreamNetwork(stream_layers(module), space) for module in modules]
         self.fallbacks = _settle(self._networks)
         self._fitted = [_fitted(bundle, g) for g in range(len(bundle.groups))]
@@ -65,8 +68,8 @@ class StreamEngine:
             stream_layers(modules[0])[0],
             averaged(member),
             bundle.period_ns,
-            _scalers(bundle, "loc"),
-            _scalers(bundle, "scale"),
+            scalers(bundle, "loc"),
+            scalers(bundle, "scale"),
             bundle.soft_clip,
         )
         self._kept = [np.zeros((0, width), np.float32) for width in self._networks[0].widths]
@@ -89,7 +92,7 @@ class StreamEngine:
     @property
     def profile(self) -> str:
         """The serving profile that thresholds were fitted through."""
-        return PROFILE
+        return FALLBACK.name
 
     @property
     def rows_kept(self) -> int:
@@ -116,38 +119,16 @@ class StreamEngine:
         ShapeError : rows of other channels than the bundle's, or slots that do not match them; nothing was taken.
         StateError : a slot that is not allocated; nothing was taken.
         """
-        joined = self._joined(batches)
-        found = Found.nothing(*joined.x.shape)
+        joined, rows = self._taken(batches)
+        found = Found.nothing(*rows.x.shape)
         with torch.inference_mode():
-            self._revive(joined)
-            self._advance(joined, found)
-        out, at = [], 0
-        for rows, _ in batches:
-            part = slice(at, at + len(rows))
-            out.append(
-                Scores(
-                    partition=rows.partition,
-                    asset=rows.asset,
-                    ts_ns=rows.ts_ns,
-                    offset=rows.offset,
-                    row=rows.row,
-                    continuity=rows.continuity,
-                    score=found.score[part],
-                    by_channel=found.by_channel[part],
-                    expected=found.expected[part],
-                    actual=found.actual[part],
-                    coverage=found.coverage[part],
-                    status=found.status[part],
-                    model_id=self.model_id,
-                    lag_ns=self._lag_ns,
-                )
-            )
-            at = part.stop
-        return out
+            self._revive(rows)
+            self._advance(rows, found)
+        return hand_out(batches, joined, engine_rows.Found(*found[:5]), self.model_id, found.actual, self._lag_ns)
 
     def fill(self, batches: Sequence[tuple[Rows, Int32]]) -> None:
         """Take rows into the windows without scoring them. Raises as `push` does."""
-        self._rings.store(self._joined(batches))
+        self._rings.store(self._taken(batches)[1])
 
     def dump(self, slots: Int32) -> RawWindows:
         """Return the last rows of each slot, as they came."""
@@ -163,21 +144,11 @@ class StreamEngine:
         """Free slots."""
         self._rings.drop(slots)
 
-    def _joined(self, batches: Sequence[tuple[Rows, Int32]]) -> Taken:
-        for rows, slots in batches:
-            if rows.x.shape != (len(slots), self._channels):
-                raise ShapeError(
-                    f"rows of partition {rows.partition} are {rows.x.shape} with {len(slots)} slots, "
-                    f"bundle {self.model_id} takes (n, {self._channels}) with n slots"
-                )
-        some = batches or [(Rows.empty(0, self._channels), np.empty(0, np.int32))]
-        parts = [(rows.x, rows.observed, rows.continuity, rows.ts_ns, slots) for rows, slots in some]
-        dtypes = (np.float32, np.bool_, np.uint8, np.int64, np.int32)
-        columns = [column[0] if len(column) == 1 else np.concatenate(column) for column in zip(*parts, strict=True)]
-        # Kernels are compiled for writable arrays; a read-only one is copied rather than compiled for again.
-        taken = Taken(*(np.require(c, d, ["C", "W"]) for c, d in zip(columns, dtypes, strict=True)))
-        self._rings.check(taken.slots)
-        return taken
+    def _taken(self, batches: Sequence[tuple[Rows, Int32]]) -> tuple[Joined, Taken]:
+        joined = join(batches, self._channels, self.model_id)
+        self._rings.check(joined.slots)
+        times = np.concatenate([np.empty(0, np.int64), *(rows.ts_ns for rows, _ in batches)])
+        return joined, Taken(joined.x, joined.observed, joined.continuity, times, joined.slots)
 
     def _revive(self, rows: Taken) -> None:
         """Make what derives from raw rows, for the slots that these rows go on with: take those again."""
@@ -199,9 +170,7 @@ class StreamEngine:
 
     def _advance(self, rows: Taken, found: Found) -> None:
         """Take rows, group by group; run the hops that they end; write what is found out about each of them."""
-        group = self._rings.group_of(rows.slots)
-        for g in np.unique(group).tolist():
-            order = np.flatnonzero(group == g)
+        for g, order in by_group(self._rings.group_of(rows.slots)):
             while len(order):
                 taken, k = self._rings.take(rows, order, self._hops, found)
                 network = self._networks[max(g, 0)]
@@ -222,24 +191,6 @@ class StreamEngine:
             self._errors.reshape(-1)[self._at[:m]] = errors
 
 
-def member_span(member: MemberSpec) -> Span:
-    """Return how a streaming member lies in time."""
-    return span_of(member.params["kernels"], member.params["strides"])
-
-
-def averaged(member: MemberSpec) -> int:
-    """Return W: how many row errors make a score. A streaming member's window is all rows that a score rests on.
-
-    Raises
-    ------
-    BundleError : a window that is too short for its network.
-    """
-    rows = member.window - member_span(member).rows(0)
-    if rows < 1:
-        raise BundleError(f"a streaming member needs a window of {member_span(member).rows(1)} rows, not {member.window}")
-    return rows
-
-
 def _module(bundle: Bundle, group: int) -> ConvAutoencoder:
     prefix = f"g{group}.m0."
     tensors = {n.removeprefix(prefix): torch.tensor(v) for n, v in bundle.tensors.items() if n.startswith(prefix)}
@@ -256,14 +207,11 @@ def _module(bundle: Bundle, group: int) -> ConvAutoencoder:
 
 def _fitted(bundle: Bundle, group: int) -> dict[str, Float64]:
     prefix = f"g{group}.m0.agg."
-    fitted = {n.removeprefix(prefix): np.array(v, np.float64) for n, v in bundle.tensors.items() if n.startswith(prefix)}
+    fitted = {
+        n.removeprefix(prefix): np.array(v, np.float64) for n, v in bundle.tensors.items() if n.startswith(prefix)
+    }
     check_fitted(bundle.members[0].aggregate, len(bundle.channels), fitted)
     return fitted
-
-
-def _scalers(bundle: Bundle, name: str) -> Float32:
-    """Return `name` of all groups' scalers, (G, C)."""
-    return np.stack([bundle.tensor(g, "scaler", name) for g in range(len(bundle.groups))]).astype(np.float32)
 
 
 def _settle(networks: Sequence[StreamNetwork]) -> tuple[str, ...]:
@@ -281,9 +229,7 @@ def _settle(networks: Sequence[StreamNetwork]) -> tuple[str, ...]:
 
 
 @njit(nogil=True, cache=True)
-def _residuals(
-    late: Float32, expected: Float32, given: int, residual: Float32, weight: Float32, at: Int64
-) -> int:
+def _residuals(late: Float32, expected: Float32, given: int, residual: Float32, weight: Float32, at: Int64) -> int:
     """Write residuals and weights of the rows that hops reconstruct, those with nothing observed left out.
 
     Parameters

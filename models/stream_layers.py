@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from models.autoencoders import ConvAutoencoder
+from pipeline.bundle import MemberSpec
+from pipeline.errors import BundleError
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,26 @@ def span_of(kernels: Sequence[int], strides: Sequence[int]) -> Span:
     return Span(hop, behind, back)
 
 
+def member_span(member: MemberSpec) -> Span:
+    """Return how a streaming member lies in time."""
+    return span_of(member.params["kernels"], member.params["strides"])
+
+
+def averaged(member: MemberSpec) -> int:
+    """Return W: how many row errors make a score. A streaming member's window is all rows that a score rests on.
+
+    Raises
+    ------
+    BundleError : a window that is too short for its network.
+    """
+    rows = member.window - member_span(member).rows(0)
+    if rows < 1:
+        raise BundleError(
+            f"a streaming member needs a window of {member_span(member).rows(1)} rows, not {member.window}"
+        )
+    return rows
+
+
 def stream_layers(module: ConvAutoencoder) -> tuple[Layer, ...]:
     """Return the layers of a fitted module in order, as runs and matrices."""
     rows, behind = module.total_stride, 0
@@ -134,7 +156,8 @@ def _taps(kernel: int, stride: int) -> int:
 
 def _transposed(part: nn.ConvTranspose1d, rows: int, relu: bool) -> Layer:
     """Return a transposed convolution as runs of inputs: tap r + stride * q of the kernel, for output r, reads the
-    q-th last input of the run."""
+    q-th last input of the run.
+    """
     kernel, stride, out = part.kernel_size[0], part.stride[0], part.out_channels
     taps = _taps(kernel, stride)
     weight = torch.zeros(taps, part.in_channels, stride, out)

@@ -18,7 +18,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from models.engine_members import Workspace
+from models.engine_buffers import Workspace
 from models.engine_scorer import cuts, fallbacks, keeps_bits
 from models.stream_layers import Layer
 from pipeline.values import Bool, Float32, Int32, Int64
@@ -42,7 +42,7 @@ class StreamNetwork:
     """
 
     def __init__(self, layers: Sequence[Layer], space: Workspace) -> None:
-        self.shapes = SHAPES
+        self.shapes: tuple[int, ...] = SHAPES
         self._layers = layers
         most = SHAPES[-1]
         self._runs = [
@@ -99,7 +99,9 @@ class StreamNetwork:
     def _keeps(self, shapes: tuple[int, ...]) -> bool:
         random = np.random.default_rng(_SEED)
         for i, layer in enumerate(self._layers):
-            tried = torch.from_numpy(random.standard_normal((shapes[-1], layer.products, len(layer.weight)), np.float32))
+            tried = torch.from_numpy(
+                random.standard_normal((shapes[-1], layer.products, len(layer.weight)), np.float32)
+            )
 
             def run(pick: Int64, i: int = i, m: int = layer.products, tried: Tensor = tried) -> Tensor:
                 rows = slice(0, len(pick) * m)

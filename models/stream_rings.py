@@ -137,9 +137,7 @@ class StreamRings:
         self, span: Span, first: Layer, averaged: int, period_ns: int, loc: Float32, scale: Float32, soft_clip: float
     ) -> None:
         self.rows, self.channels = span.rows(averaged), int(loc.shape[1])
-        self._shape = _Shape(
-            period_ns, span.hop, span.delay, span.lag, averaged, first.taps, first.stride, first.kept
-        )
+        self._shape = _Shape(period_ns, span.hop, span.delay, span.lag, averaged, first.taps, first.stride, first.kept)
         self._scaler = _Scaler(np.ascontiguousarray(loc), np.ascontiguousarray(scale), float(soft_clip))
         self._slots = self._new_slots(0)
         self._used = np.zeros(0, np.bool_)
@@ -196,11 +194,12 @@ class StreamRings:
         expected : (B * S / given, padded), reconstructions of the hops, `given` rows of C in each row.
         errors : (B, S), of the reconstructed rows.
         """
-        _settle(rows, order, self._slots, self._scaler, self._shape, expected, given, errors, found)
+        _settle(rows, order, self._slots, self._scaler, self._shape, hops, expected, given, errors, found)
 
     def stale(self, rows: Taken) -> tuple[Int32, Int64]:
         """Return the slots whose derived state these rows need and that have raw rows only, and the grid slots of the
-        rows that follow them. All slots of `rows` count as derived from then on."""
+        rows that follow them. All slots of `rows` count as derived from then on.
+        """
         where, follows = _stale(rows, self._slots.head, self._shape.period_ns)
         return where, follows
 
@@ -313,20 +312,17 @@ def _stale(rows: Any, head: Any, period_ns: int) -> tuple[Int32, Int64]:
 
 @njit(nogil=True, cache=True)
 def _start(s: int, slots: Any) -> None:
-    """Empty slot `s`: before its first row there is nothing, which is what zeros stand for."""
+    """Empty slot `s`. What layers and averages keep of it is left to its first hop, which comes after older ones."""
     head = slots.head[s]
     head.count = 0
     head.missing = 0
     head.scaled_at = 0
     head.fresh = 1
     slots.scaled[s] = 0.0
-    slots.errors[s] = np.nan
 
 
 @njit(nogil=True, cache=True)
-def _take(
-    rows: Any, order: Int64, slots: Any, scaler: Any, shape: Any, hops: Any, found: Any
-) -> tuple[int, int]:
+def _take(rows: Any, order: Int64, slots: Any, scaler: Any, shape: Any, hops: Any, found: Any) -> tuple[int, int]:
     kept, channels = slots.raw.shape[1], slots.raw.shape[2]
     readings, ring = kept * channels, slots.scaled.shape[1]
     k = 0
@@ -417,6 +413,7 @@ def _settle(
     slots: Any,
     scaler: Any,
     shape: Any,
+    hops: Any,
     expected: Float32,
     given: int,
     errors: Float64,
@@ -432,6 +429,8 @@ def _settle(
                 first = (r % given) * channels
                 for c in range(channels):
                     slots.expected[s, r * channels + c] = source[first + c]
+            if hops.fresh[k]:
+                slots.errors[s] = np.nan
             _average(s, errors[k], slots, shape)
         if found.status[i] == _CALIBRATED:
             r = (rows.ts_ns[i] // shape.period_ns + 1) % hop
@@ -468,9 +467,7 @@ def _tell(i: int, expected: Float32, group: int, scaler: Any, found: Any) -> Non
             continue
         off = np.float64(value) - np.float64(expected[c])
         found.by_channel[i, c] = off * off
-        found.expected[i, c] = unscale_scalar(
-            expected[c], scaler.loc[group, c], scaler.scale[group, c], scaler.limit
-        )
+        found.expected[i, c] = unscale_scalar(expected[c], scaler.loc[group, c], scaler.scale[group, c], scaler.limit)
         total += off * off
         seen += 1
     if total > 0 and np.isfinite(total):

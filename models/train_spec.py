@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from models.autoencoders import compression_ratio, default_latent
+from models.autoencoders import check_layers, compression_ratio, default_latent
 from models.scaling import ScalerKind, soft_clip
+from models.stream_layers import span_of
 from models.training import LoopSpec
 from pipeline.bundle import MemberSpec, SmootherSpec
 from pipeline.errors import ConfigError
@@ -29,11 +30,12 @@ class TrainSpec:
     Parameters
     ----------
     channels, period_ns : of the series, in order; they go into the bundle.
-    members : kinds of models, `pca`, `dense`, `conv`; a kind named twice is fitted from two seeds.
+    members : kinds of models, `pca`, `dense`, `conv`; a kind named twice is fitted from two seeds. Or `stream` alone:
+        the network that the `conv_*` fields describe, run over an endless series.
     per_group : `asset` fits every asset with at least `min_windows` windows on its own and all of them together as the
         group of the rest and of assets to come; `fleet` fits that group only.
     scaler, soft_clip : see `models.scaling`.
-    error, aggregate : see `pipeline.bundle.MemberSpec`.
+    error, aggregate : see `pipeline.bundle.MemberSpec`; `stream` averages `conv_window` rows with `window`.
     min_windows : normal windows that a group needs; 450 is what 80 % of 600 rows hold. With fewer, fitting and
         calibrating on one asset gave false-alarm rates near 1.
     *_window : rows.
@@ -115,6 +117,10 @@ def member_specs(spec: TrainSpec) -> tuple[MemberSpec, ...]:
     channels = len(spec.channels)
     windows = {"pca": spec.pca_window, "dense": spec.dense_window, "conv": spec.conv_window}
     stride = int(np.prod(spec.conv_strides))
+    if "stream" in spec.members:
+        check_layers(spec.conv_hidden, spec.conv_kernels, spec.conv_strides)
+        span = span_of(spec.conv_kernels, spec.conv_strides)
+        windows["stream"] = span.rows(spec.conv_window if spec.error == "window" else 1)
     params: dict[str, dict[str, Any]] = {
         "pca": {"variance": spec.pca_variance, "max_components": spec.pca_max_components},
         "dense": {
@@ -130,6 +136,7 @@ def member_specs(spec: TrainSpec) -> tuple[MemberSpec, ...]:
             "strides": list(spec.conv_strides),
         },
     }
+    params["stream"] = params["conv"]
     return tuple(MemberSpec(kind, windows[kind], spec.error, spec.aggregate, params[kind]) for kind in spec.members)
 
 
@@ -152,8 +159,14 @@ def _check_choices(spec: TrainSpec) -> None:
     for name, allowed in choices.items():
         if getattr(spec, name) not in allowed:
             raise ConfigError(f"train.{name}", getattr(spec, name), f"choose one of {', '.join(allowed)}")
-    if not spec.members or not set(spec.members) <= {"pca", "dense", "conv"}:
-        raise ConfigError("train.members", spec.members, "name one or more of pca, dense, conv")
+    if not spec.members or not set(spec.members) <= {"pca", "dense", "conv", "stream"}:
+        raise ConfigError("train.members", spec.members, "name one or more of pca, dense, conv, or stream alone")
+    if "stream" in spec.members and len(spec.members) > 1:
+        raise ConfigError(
+            "train.members", spec.members, "a streaming model is served alone: name stream only, or conv in its place"
+        )
+    if "stream" in spec.members and spec.conv_window < np.prod(spec.conv_strides):
+        raise ConfigError("train.conv_window", spec.conv_window, "use at least the product of train.conv_strides")
     if not 0 <= spec.hold_out <= 0.5:
         raise ConfigError("train.hold_out", spec.hold_out, "use a share from 0 to 0.5")
     if spec.patience and not spec.hold_out:
@@ -168,7 +181,8 @@ def _check_choices(spec: TrainSpec) -> None:
 
 
 def _check_member(member: MemberSpec, channels: int) -> None:
-    readings, key = member.window * channels, f"train.{member.kind}_window"
+    kind = "conv" if member.kind == "stream" else member.kind  # whose options it is made of
+    readings, key = member.window * channels, f"train.{kind}_window"
     if member.window < 1:
         raise ConfigError(key, member.window, "a window has at least one row")
     if member.kind == "pca":
@@ -183,11 +197,11 @@ def _check_member(member: MemberSpec, channels: int) -> None:
     sizes = {name: value for name, value in member.params.items() if name in ("hidden", "latent", "strides")}
     for name, value in sizes.items():
         if any(size < 1 for size in (value if isinstance(value, list) else [value])):
-            raise ConfigError(f"train.{member.kind}_{name}", value, "use sizes of at least 1")
+            raise ConfigError(f"train.{kind}_{name}", value, "use sizes of at least 1")
     ratio = compression_ratio(member, channels)
     if ratio <= 1:
         raise ConfigError(
-            f"train.{member.kind}_latent",
+            f"train.{kind}_latent",
             member.params["latent"],
             f"a window of {readings} readings would go through a bottleneck that is no smaller: anything gets through; "
             "use fewer latents or a longer window",

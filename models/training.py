@@ -118,6 +118,7 @@ def train(
     held_ends: Int64 | None = None,
     device: str = "cpu",
     report: Report | None = None,
+    counted: slice = slice(None),
 ) -> tuple[Tensors, TrainingRecord]:
     """Build a module and train it to reconstruct the windows that end at `ends`.
 
@@ -133,6 +134,7 @@ def train(
     held_ends : rows that end windows kept out of training, for the plateau schedule and early stopping.
     device : see `training_device`.
     report : called at every check and after the last step.
+    counted : rows of a window that the loss counts, of those that the module reconstructs.
 
     Returns
     -------
@@ -156,7 +158,8 @@ def train(
         with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
             torch.manual_seed(spec.seed)
             module = build().to(where)
-            run = _Run(module, torch.compile(module, dynamic=False) if compiled else module, source, ends, held, spec)
+            forward = torch.compile(module, dynamic=False) if compiled else module
+            run = _Run(module, forward, source, ends, held, spec, counted)
             return run, _loop(run, spec, report)
 
     compiled = spec.compile == "on" or (spec.compile == "auto" and where.type == "cuda")
@@ -246,11 +249,12 @@ class _Run:
         ends: Int64,
         held: Int64,
         spec: LoopSpec,
+        counted: slice,
     ) -> None:
         self.curve: list[float] = []
         self.held_out: list[float] = []
         self._module, self._forward, self._source, self._spec = module.train(), forward, source, spec
-        self._ends, self._held = ends, held
+        self._ends, self._held, self._counted = ends, held, counted
         self._generator = torch.Generator().manual_seed(spec.seed)
         self._optimiser = torch.optim.AdamW(
             module.parameters(), lr=spec.learning_rate, weight_decay=spec.weight_decay, fused=True
@@ -269,7 +273,7 @@ class _Run:
         drawn = torch.randint(len(self._ends), (min(self._spec.batch, len(self._ends)),), generator=self._generator)
         x, observed = self._source(self._ends[drawn.numpy()])
         seen = corrupt(x, observed, self._spec, self._generator)
-        loss = masked_loss(self._forward(*seen), x, observed, self._spec)
+        loss = self._loss(self._forward(*seen), x, observed)
         self._optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         value = float(loss.detach())
@@ -306,13 +310,17 @@ class _Run:
         kept = self._best or ((last, len(self.curve)) if finite else self._safe)
         return *kept, finite
 
+    def _loss(self, reconstruction: Tensor, x: Tensor, observed: Tensor) -> Tensor:
+        rows = self._counted
+        return masked_loss(reconstruction[:, rows], x[:, rows], observed[:, rows], self._spec)
+
     @torch.no_grad()
     def _held_out_loss(self) -> float:
         self._module.eval()
         total = 0.0
         for i in range(0, len(self._held), self._spec.batch):
             x, observed = self._source(self._held[i : i + self._spec.batch])
-            total += len(x) * float(masked_loss(self._module(x, observed), x, observed, self._spec))
+            total += len(x) * float(self._loss(self._module(x, observed), x, observed))
         self._module.train()
         return total / len(self._held)
 

@@ -165,6 +165,12 @@ def train_spec(settings: Settings) -> TrainSpec:
     """
     from models.train_spec import TrainSpec
 
+    if "stream" in settings.train.members and settings.align.mode != "grid":
+        raise ConfigError(
+            "train.members",
+            settings.train.members,
+            'a streaming model needs a grid: set align.mode = "grid", or use conv',
+        )
     given = {"channels", "period_ns", "smoother"}
     return TrainSpec(
         channels=tuple(c.name for c in channels(settings)),

@@ -13,7 +13,7 @@ from jobs.config.options import Seconds, Section, listed, option
 
 _Size = Annotated[int, Field(ge=1)]
 _Sizes = Annotated[tuple[_Size, ...], BeforeValidator(listed)]
-_Kinds = Annotated[tuple[Literal["pca", "dense", "conv"], ...], BeforeValidator(listed)]
+_Kinds = Annotated[tuple[Literal["pca", "dense", "conv", "stream"], ...], BeforeValidator(listed)]
 _Profiles = Annotated[tuple[str, ...], BeforeValidator(listed)]
 
 
@@ -29,7 +29,9 @@ class Train(Section):
     )
     percentile: float = option(99.5, "%", "of the held-out smoothed scores: the threshold", gt=50, lt=100)
 
-    members: _Kinds = option(("pca", "dense"), "", "the ensemble; a kind named twice has two seeds", min_length=1)
+    members: _Kinds = option(
+        ("pca", "dense"), "", "the ensemble, a kind named twice has two seeds; or stream alone", min_length=1
+    )
     per_group: Literal["asset", "fleet"] = option(
         "asset", "", "asset: a model for each asset with enough history, and one for the rest; fleet: one for all"
     )

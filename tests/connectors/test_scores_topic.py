@@ -26,7 +26,7 @@ def flat(one: Scored) -> dict[str, np.ndarray]:
     columns = {f.name: getattr(verdicts, f.name) for f in fields(Verdicts) if f.name != "scores"}
     columns |= {f.name: getattr(verdicts.scores, f.name) for f in fields(Scores)}
     columns["asset"] = np.array([one.assets[code] for code in verdicts.scores.asset])
-    columns["partition"] = columns["model_id"] = np.empty(0)
+    columns["partition"] = columns["model_id"] = columns["lag_ns"] = np.empty(0)
     return columns
 
 
@@ -38,12 +38,14 @@ def require_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> No
 
 def test_verdicts_come_back_as_they_were():
     one = scored()
+    one = replace(one, verdicts=replace(one.verdicts, scores=replace(one.verdicts.scores, lag_ns=13)))
     (body,) = TOPIC.encode(one, 1_000_000)
     back = decode_scores(body)
     assert (back.feed, back.channels, back.part, back.last) == ("north", NAMES, 0, True)
     found = back.scored
     assert (found.topic, found.partition, found.first, found.next) == ("t", 3, 100, 140)
     assert (found.verdicts.scores.partition, found.verdicts.scores.model_id) == (3, "m1")
+    assert found.verdicts.scores.lag_ns == 13
     require_same(flat(one), flat(found))
 
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from naive_engine import make_bundle, make_rows
+from naive_engine import make_bundle
+from naive_stream import grid_rows, stream_member
 
 from models.engine import open_engine
 from pipeline.bundle import MemberSpec
@@ -14,11 +15,13 @@ from pipeline.values import Quality, Rows, Status
 torch.set_num_threads(1)
 
 BUNDLE = make_bundle([MemberSpec("pca", 6), MemberSpec("dense", 4, params={"hidden": (9,), "latent": 3})], groups=2)
+STREAM = make_bundle([stream_member((3, 3), (2, 1), rows=2)], groups=2)
 NAMES = ["a0", "a1", "stranger", "a2"]
 ENGINES = [
-    pytest.param("cpu", id="torch on the CPU"),
+    pytest.param((BUNDLE, "cpu"), id="torch on the CPU"),
+    pytest.param((STREAM, "cpu"), id="streaming"),
     pytest.param(
-        "cuda",
+        (BUNDLE, "cuda"),
         id="torch on CUDA",
         marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")],
     ),
@@ -27,17 +30,17 @@ ENGINES = [
 
 @pytest.fixture(params=ENGINES)
 def engine(request):
-    return open_engine(BUNDLE, request.param)
+    return open_engine(*request.param)
 
 
 def rows(n=120, seed=0):
-    return make_rows(n, 5, len(NAMES), seed, missing=0.05, restarts=0.02)
+    return grid_rows(n, 5, len(NAMES), seed, missing=0.05, restarts=0.02)
 
 
 def test_it_names_its_model_its_profile_and_the_rows_it_keeps(engine):
-    assert engine.model_id == BUNDLE.id
+    assert engine.model_id == "b1"
     assert engine.profile.endswith("-float32")
-    assert engine.rows_kept == BUNDLE.window
+    assert engine.rows_kept in (BUNDLE.window, STREAM.window)
 
 
 def test_one_score_comes_back_per_row_in_order_with_agreed_shapes_and_dtypes(engine):
@@ -135,7 +138,7 @@ def test_assets_do_not_share_slots_however_many_come(engine):
 
 def test_what_does_not_fit_is_refused_with_an_error_of_ours(engine):
     slots = engine.allocate(NAMES)
-    wide = make_rows(3, 7, 1)
+    wide = grid_rows(3, 7, 1)
     with pytest.raises(PipelineError):
         engine.push([(wide, slots[wide.asset])])
     with pytest.raises(PipelineError):

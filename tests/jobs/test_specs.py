@@ -187,6 +187,13 @@ def test_every_choice_of_training_is_an_option():
     assert names <= set(type(settings().train).model_fields)
 
 
+def test_a_streaming_model_without_a_grid_is_refused():
+    chosen = {"train__members": ("stream",), "feed__channels": [f"c{i}" for i in range(8)]}
+    assert specs.train_spec(settings(**chosen)).members == ("stream",)
+    with pytest.raises(ConfigError, match="needs a grid"):
+        specs.train_spec(settings(**chosen, align__mode="none"))
+
+
 def test_the_chain_is_put_together_from_its_parts():
     chosen = settings(gate__stuck="off", feed__max_assets=5)
     spec = specs.chain_spec(chosen)

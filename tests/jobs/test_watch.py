@@ -19,7 +19,7 @@ from jobs.run import run
 from jobs.score import score
 from jobs.simulate import CHANNELS, Fault, asset_name
 from jobs.train import train
-from pipeline.errors import ConfigError, InputError, SchemaError
+from pipeline.errors import BundleError, ConfigError, InputError, SchemaError
 from pipeline.values import NS_PER_S
 
 LIVE = 700  # rows of the faulty stretch, after those trained on
@@ -106,8 +106,8 @@ def test_scoring_the_file_tells_the_same_alerts_and_keeps_nothing(trained, live,
     assert np.nanmax(frames["score_ratio"].to_numpy()) > 1
 
 
-def test_a_watch_that_is_stopped_goes_on_where_it_was_and_tells_what_one_run_tells(trained, live, watched, tmp_path):
-    settings = watching(trained, tmp_path, live, **{"run.max_rows": 350})
+def stopped_and_gone_on(settings):
+    """Stop at every second step, start again, to the end."""
 
     class Stopped(Exception):
         pass
@@ -124,6 +124,10 @@ def test_a_watch_that_is_stopped_goes_on_where_it_was_and_tells_what_one_run_tel
             break
         except Stopped:
             continue
+
+
+def test_a_watch_that_is_stopped_goes_on_where_it_was_and_tells_what_one_run_tells(trained, live, watched, tmp_path):
+    stopped_and_gone_on(watching(trained, tmp_path, live, **{"run.max_rows": 350}))
     assert plain(read_alerts(tmp_path / "state")) == plain(read_alerts(watched[0] / "state"))
 
 
@@ -133,6 +137,29 @@ def test_a_replay_gives_the_same_alerts_and_a_history_to_train_on(trained, live,
     replay(settings=settings, path=live, speed=None, console=console)
     assert console.records[0]["rows"] == LIVE * pumps.PUMPS
     assert plain(read_alerts(tmp_path / "state")) == plain(read_alerts(watched[0] / "state"))
+
+
+def test_a_streaming_model_is_trained_watches_stops_and_goes_on_and_needs_a_grid(live, tmp_path):
+    flags = {"train.members": ["stream"], "train.conv_hidden": [16], "train.steps": 200}
+    train(
+        settings=pumps.settings(tmp_path, **flags), files=(pumps.write_parquet(tmp_path / "normal.parquet"),),
+        promote=True, console=Console(as_json=True, quiet=True),
+    )  # fmt: skip
+    one = watching(tmp_path, tmp_path / "one", live, **flags)
+    run(settings=one, console=Console(as_json=True, quiet=True))
+    told = list(read_alerts(tmp_path / "one" / "state"))
+    assert {(a.asset, a.kind) for a in told} >= {(asset_name(0), "anomaly"), (asset_name(1), "stuck")}
+    shaken = next(a for a in told if a.asset == asset_name(0) and a.kind == "anomaly")
+    fault_ns = int(pumps.fleet(pumps.ROWS + LIVE).ts_ns[pumps.ROWS + 300])
+    assert abs(shaken.onset_ns - fault_ns) <= 5 * 60 * NS_PER_S
+    assert shaken.opened_ns > shaken.onset_ns
+    stopped_and_gone_on(watching(tmp_path, tmp_path / "parts", live, **flags, **{"run.max_rows": 350}))
+    assert plain(read_alerts(tmp_path / "parts" / "state")) == plain(told)
+    with pytest.raises(BundleError, match="needs rows on a grid"):
+        score(
+            settings=watching(tmp_path, tmp_path / "three", live, **{"align.mode": "none"}), path=live, out=None,
+            bundle=None, console=Console(as_json=True, quiet=True),
+        )  # fmt: skip
 
 
 def test_without_a_champion_the_watch_collects_and_says_when_there_is_enough(live, tmp_path):

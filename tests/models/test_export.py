@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from naive_engine import make_bundle
+from naive_stream import stream_member
 
 from models.export import (
     TOLERANCE,
@@ -49,6 +50,11 @@ def test_a_program_that_was_read_back_agrees_with_the_engine_with_gaps_and_witho
     quiet = observed.reshape(len(x), -1).all(axis=1)
     assert 0 < quiet.sum() < len(x)
     assert disagreement(program, BUNDLE, 1, index, x[quiet], observed[quiet])["largest"] < TOLERANCE / 10
+
+
+def test_a_streaming_bundle_is_refused():
+    with pytest.raises(BundleError, match="streaming"):
+        export_member(make_bundle([stream_member((5, 5), (2, 2))]), 0, 0)
 
 
 @pytest.mark.parametrize("index", [0, 1])

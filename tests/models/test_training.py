@@ -57,6 +57,27 @@ class FailsAt(nn.Module):
         return out * float("nan") if self.left <= 0 else out
 
 
+def test_rows_that_do_not_count_teach_nothing():
+    x, observed = rows()
+    other = x.copy()
+    other[0::WINDOW] += 5  # windows of the test below start at these
+
+    def taught(x):
+        ends = np.arange(WINDOW - 1, 300, WINDOW)
+
+        class Last(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.net = nn.Linear(CHANNELS, CHANNELS)
+
+            def forward(self, x, observed):
+                return self.net(x * observed)
+
+        return train(Last, x, observed, ends, WINDOW, QUICK, counted=slice(1, None))[0]
+
+    assert same(taught(x), taught(other))
+
+
 def test_the_same_seed_gives_the_same_weights_bit_by_bit():
     first, record = fit()
     again, _ = fit()

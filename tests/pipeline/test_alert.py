@@ -53,6 +53,14 @@ def told(alerts):
     return [(a.kind, a.state, a.ts_ns) for a in alerts]
 
 
+def test_the_onset_is_moved_back_by_what_a_score_lags_and_the_times_of_frames_are_not():
+    rows, verdicts = frames([0.5, 1.2, 1.3, 0.9, 0.7], ts=[10, 20, 30, 40, 50])
+    late = replace(verdicts, scores=replace(verdicts.scores, lag_ns=13))
+    at_once, lagging = (decide(rows, v, "t", table(), SPEC)[0] for v in (verdicts, late))
+    assert (at_once.onset_ns, lagging.onset_ns) == (20, 7)
+    assert replace(lagging, onset_ns=20) == at_once
+
+
 def test_an_alert_opens_when_enough_frames_are_over_by_themselves_and_resolves_below_the_closing_level():
     alerts = run(SPEC, [0.5, 1.2, 1.3, 0.9, 0.7])
     assert told(alerts) == [("anomaly", "open", 3), ("anomaly", "resolved", 5)]
@@ -211,7 +219,7 @@ def test_any_cut_and_any_restart_tell_the_same(steps, data):
 
 def _cut(v, lo, hi):
     s = v.scores
-    names = [f for f in Scores.__slots__ if f not in ("partition", "model_id")]
+    names = [f for f in Scores.__slots__ if f not in ("partition", "model_id", "lag_ns")]
     scores = replace(s, **{f: getattr(s, f)[lo:hi] for f in names})
     return Verdicts(
         scores, v.smoothed[lo:hi], v.ratio[lo:hi], v.own_ratio[lo:hi], v.breached[lo:hi], v.threshold[lo:hi]

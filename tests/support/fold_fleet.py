@@ -22,7 +22,7 @@ from pipeline.values import NS_PER_S, Polled
 
 CHANNELS = ("flow", "head", "power", "heat")
 ASSETS = ("p0", "p1", "p2")
-KINDS = {"pca": ("pca",), "dense": ("dense",), "conv": ("conv",), "ensemble": ("pca", "dense")}
+KINDS = {k: (k,) for k in ("pca", "dense", "conv", "stream")} | {"ensemble": ("pca", "dense")}
 SMOOTHER = SmootherSpec(memory=16, span_ns=400 * NS_PER_S, ewma_span=5)
 START_S = 1_790_000_000
 
