@@ -1,7 +1,8 @@
 """The scoring engine: aligned, gated rows in, one score per row out, for all partitions and assets of a worker.
 
 Windows live in `models.engine_rings`, models in `models.engine_members`; here they meet. The same code runs on the
-CPU and on CUDA: rings are on the host, windows cross in pinned chunks, results come back per channel.
+CPU and on CUDA: rings are on the host, windows cross in pinned chunks, results come back per channel. CUDA is served by
+`models.device_engine`, where only rows cross; this way there is its yardstick.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class TorchEngine:
     Raises
     ------
     BundleError : tensors that are missing, or do not fit the bundle's members.
-    Unavailable : the device is not there, or its memory is full.
+    DeviceUnavailable : the device is not there, or its memory is full.
     """
 
     def __init__(self, bundle: Bundle, profile: Profile = FALLBACK) -> None:
@@ -108,7 +109,7 @@ class TorchEngine:
         ------
         ShapeError : rows of other channels than the bundle's, or slots that do not match them; nothing was taken.
         StateError : a slot that is not allocated; nothing was taken.
-        Unavailable : the device failed. Some rows may have been taken: go on from saved windows, on another device.
+        DeviceUnavailable : the device failed. Some rows may have been taken: go on from saved windows, elsewhere.
         """
         joined = join(batches, len(self._bundle.channels), self.model_id)
         found = nothing(*joined.x.shape)
@@ -162,16 +163,19 @@ def open_engine(
     Raises
     ------
     ConfigError : as `models.profiles.choose`; a streaming bundle on anything but the CPU, in float32, for throughput.
-    BundleError, Unavailable : as TorchEngine and StreamEngine.
+    BundleError, DeviceUnavailable : as TorchEngine, StreamEngine and `models.device_engine.DeviceEngine`, for CUDA.
     """
     profile = choose(device, precision, priority, bundle)
-    if not bundle.streaming:
-        return TorchEngine(bundle, profile)
-    if profile.name != FALLBACK.name:
-        raise ConfigError(
-            "run.device", profile.name, f"a streaming model is served as {FALLBACK.name} only: set run.device = 'cpu'"
-        )
-    return StreamEngine(bundle)
+    if bundle.streaming:
+        if profile.name != FALLBACK.name:
+            fix = f"a streaming model is served as {FALLBACK.name} only: set run.device = 'cpu'"
+            raise ConfigError("run.device", profile.name, fix)
+        return StreamEngine(bundle)
+    if profile.kind == "cuda":
+        from models import device_engine
+
+        return device_engine.DeviceEngine(bundle, profile)
+    return TorchEngine(bundle, profile)
 
 
 def _settle(scorers: Sequence[Sequence[Scorer]]) -> tuple[str, ...]:

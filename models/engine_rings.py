@@ -192,7 +192,7 @@ def _new_slots(size: int, rows: int, channels: int) -> _Slots:
 
 
 @njit(nogil=True, cache=True)
-def _put(s: int, x: Float32, observed: Bool, i: int, starts: bool, slots: _Slots, scaler: _Scaler) -> int:
+def put(s: int, x: Float32, observed: Bool, i: int, starts: bool, slots: _Slots, scaler: _Scaler) -> int:
     """Take row `i` of `x` into slot `s`, as the first of a new window if `starts`; return its unobserved readings."""
     rows, channels = slots.raw.shape[1], slots.raw.shape[2]
     head = slots.head[s]
@@ -224,9 +224,24 @@ def _put(s: int, x: Float32, observed: Bool, i: int, starts: bool, slots: _Slots
 
 
 @njit(nogil=True, cache=True)
+def judge(head: Any, gaps: int, rows: int, channels: int) -> tuple[np.uint8, np.float32]:
+    """Return the status of a row that was just taken, and the coverage of the rows its window has so far. For kernels.
+
+    `head` is that of its slot, `gaps` its unobserved readings.
+    """
+    readings = rows * channels
+    coverage = np.float32(1.0) - np.float32(head.missing) / np.float32(head.count * channels)
+    if head.count < rows or head.group < 0:
+        return _WARMING, coverage
+    if gaps == channels or readings - head.missing < MIN_OBSERVED * readings:
+        return _ABSTAINED, coverage
+    return _CALIBRATED, coverage
+
+
+@njit(nogil=True, cache=True)
 def _store(x: Float32, observed: Bool, continuity: UInt8, where: Int32, slots: _Slots, scaler: _Scaler) -> None:
     for i in range(len(where)):
-        _put(where[i], x, observed, i, continuity[i] != _CONTINUES, slots, scaler)
+        put(where[i], x, observed, i, continuity[i] != _CONTINUES, slots, scaler)
 
 
 @njit(nogil=True, cache=True)
@@ -235,7 +250,7 @@ def _load(x: Float32, observed: Bool, count: Int32, where: Int32, slots: _Slots,
     for k in range(len(where)):
         slots.head[where[k]].count = 0
         for i in range(rows - count[k], rows):
-            _put(where[k], x[k], observed[k], i, False, slots, scaler)
+            put(where[k], x[k], observed[k], i, False, slots, scaler)
 
 
 @njit(nogil=True, cache=True)
@@ -257,21 +272,16 @@ def _take(
     for j in range(len(order)):
         i = order[j]
         s = where[i]
-        gaps = _put(s, x, observed, i, continuity[i] != _CONTINUES, slots, scaler)
+        gaps = put(s, x, observed, i, continuity[i] != _CONTINUES, slots, scaler)
         head = slots.head[s]
-        coverage[i] = np.float32(1.0) - np.float32(head.missing) / np.float32(head.count * channels)
-        if head.count < rows or head.group < 0:
-            status[i] = _WARMING
-        elif gaps == channels or readings - head.missing < MIN_OBSERVED * readings:
-            status[i] = _ABSTAINED
-        else:
-            status[i] = _CALIBRATED
+        status[i], coverage[i] = judge(head, gaps, rows, channels)
+        if status[i] == _CALIBRATED:
             oldest = head.at
             chunk.x[k, :readings] = slots.scaled[s, oldest * channels : oldest * channels + readings]
             chunk.ends[k] = i
             chunk.age[k] = head.age
             if head.age < rows:
-                _unroll(slots.seen[s], oldest, chunk.observed[k])
+                unroll(slots.seen[s], oldest, chunk.observed[k])
             k += 1
             if k == len(chunk.ends):
                 return j + 1, k
@@ -279,7 +289,7 @@ def _take(
 
 
 @njit(nogil=True, cache=True)
-def _unroll(seen: Bool, oldest: int, out: Bool) -> None:
+def unroll(seen: Bool, oldest: int, out: Bool) -> None:
     """Copy one asset's single ring of masks, oldest row first."""
     rows, channels = seen.shape
     for r in range(rows):

@@ -16,7 +16,7 @@ from numba import njit
 from models.profiles import Profile
 from models.scaling import unscale_scalar
 from pipeline.bundle import Bundle
-from pipeline.errors import BundleError, ShapeError, Unavailable
+from pipeline.errors import BundleError, DeviceUnavailable, ShapeError
 from pipeline.values import Bool, Float32, Int32, Int64, Rows, Scores, UInt8
 
 
@@ -145,14 +145,14 @@ def set_precision(profile: Profile) -> None:
 
 @contextmanager
 def reporting(device: torch.device) -> Iterator[None]:
-    """Turn what a lost or full device raises into `Unavailable`."""
+    """Turn what a lost or full device raises into `DeviceUnavailable`."""
     try:
         yield
     except RuntimeError as error:
         lost = isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError) or device.type == "cuda"
         if not lost:
             raise
-        raise Unavailable(f"device {device} failed, go on with device = 'cpu': {error}") from error
+        raise DeviceUnavailable(f"device {device} failed, go on with device = 'cpu': {error}") from error
 
 
 @njit(nogil=True, cache=True)

@@ -21,7 +21,7 @@ Priority = Literal["throughput", "latency"]
 
 PRECISIONS: Mapping[str, tuple[Precision, ...]] = {
     "cpu": ("float32", "bfloat16", "int8"),
-    "cuda": ("float32", "tf32"),
+    "cuda": ("float32", "tf32", "bfloat16"),
 }
 
 _BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")  # what CPUs call it

@@ -13,6 +13,7 @@ PipelineError
 ├── StateError             saved state that does not fit this program or this log
 └── Unavailable            something outside is not there; retriable, exit code 75
     ├── BrokerUnavailable
+    ├── DeviceUnavailable  an accelerator that is lost or full: the watch goes on with the CPU
     └── SinkUnavailable    a sink that does not take what it is given (disk full, topic missing)
 """
 
@@ -88,6 +89,10 @@ class Unavailable(PipelineError):  # noqa: N818 - reads as the fact it states
 
 class BrokerUnavailable(Unavailable):
     """The broker does not answer."""
+
+
+class DeviceUnavailable(Unavailable):
+    """An accelerator that is lost, or whose memory is full."""
 
 
 class SinkUnavailable(Unavailable):

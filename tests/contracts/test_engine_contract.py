@@ -6,7 +6,9 @@ import torch
 from naive_engine import make_bundle
 from naive_stream import grid_rows, stream_member
 
+from models.device_engine import DeviceEngine
 from models.engine import open_engine
+from models.profiles import Profile
 from pipeline.bundle import MemberSpec
 from pipeline.errors import PipelineError
 from pipeline.protocols import RawWindows
@@ -20,6 +22,7 @@ NAMES = ["a0", "a1", "stranger", "a2"]
 ENGINES = [
     pytest.param((BUNDLE, "cpu"), id="torch on the CPU"),
     pytest.param((STREAM, "cpu"), id="streaming"),
+    pytest.param((BUNDLE, "rings on a device"), id="device rings, on the CPU"),
     pytest.param(
         (BUNDLE, "cuda"),
         id="torch on CUDA",
@@ -30,7 +33,10 @@ ENGINES = [
 
 @pytest.fixture(params=ENGINES)
 def engine(request):
-    return open_engine(*request.param)
+    bundle, device = request.param
+    if device == "rings on a device":
+        return DeviceEngine(bundle, Profile("cpu"), (8, 64))
+    return open_engine(bundle, device)
 
 
 def rows(n=120, seed=0):

@@ -8,8 +8,10 @@ import numpy as np
 import torch
 
 from models.calibration import CalibrationSpec, calibrate
+from models.device_engine import DeviceEngine
 from models.engine import open_engine
 from models.fitting import fit_bundle
+from models.profiles import FALLBACK
 from models.series import Series
 from models.train_spec import TrainSpec
 from pipeline.alert import AlertSpec, LifeCycleSpec
@@ -23,6 +25,8 @@ from pipeline.values import NS_PER_S, Polled
 CHANNELS = ("flow", "head", "power", "heat")
 ASSETS = ("p0", "p1", "p2")
 KINDS = {k: (k,) for k in ("pca", "dense", "conv", "stream")} | {"ensemble": ("pca", "dense")}
+ON_A_DEVICE = "three with device rings"  # scored by the engine of a device, on the CPU
+KINDS[ON_A_DEVICE] = ("pca", "dense", "conv")
 SMOOTHER = SmootherSpec(memory=16, span_ns=400 * NS_PER_S, ewma_span=5)
 START_S = 1_790_000_000
 
@@ -75,9 +79,15 @@ def chain_spec(lateness_s=0, mode="grid"):
     )
 
 
+def engine(kind):
+    if kind == ON_A_DEVICE:
+        return DeviceEngine(bundle(kind), FALLBACK, (8, 64))
+    return open_engine(bundle(kind), "cpu")
+
+
 def chain(kind, **options):
     out = Chain(chain_spec(**options))
-    out.serve(bundle(kind), open_engine(bundle(kind), "cpu"))
+    out.serve(bundle(kind), engine(kind))
     return out
 
 
