@@ -57,6 +57,7 @@ BENCHES: Mapping[str, Bench] = {
     "e2e.json.conv": Bench("e2e:json_conv"),
     "e2e.default": Bench("e2e:default"),
     "e2e.overhead": Bench("e2e:overhead", 0.2, 0.1),
+    "kafka.transaction": Bench("transaction:price"),
     "scale.shards": Bench("shards:two", 1.6, 1.85),
     "cold.start": Bench("starting:cold", 1.6, 0.4),
     "memory.assets": Bench("memory:assets"),

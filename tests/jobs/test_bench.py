@@ -20,7 +20,9 @@ def of_ratio(ratio: float, better: str = "higher") -> Result:
     return Result("x", ratio, "y", ratio, ratio, better)
 
 
-@pytest.mark.parametrize("name", BENCHES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.kafka) if name.startswith("kafka") else name for name in BENCHES]
+)
 def test_a_bench_runs_and_says_what_it_was_asked(name, capsys):
     try:
         bench([name], None, QUICK, Console(as_json=True))

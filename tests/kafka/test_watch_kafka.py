@@ -13,6 +13,7 @@ import pump_fleet as pumps
 import pytest
 from kafka_fixture import LIBRARIES
 
+from connectors.history_views import open_history
 from jobs.console import Console
 from jobs.simulate import CHANNELS, asset_name
 from jobs.train import train
@@ -66,6 +67,7 @@ group = "{feed.group}"
 alerts_topic = "{feed.alerts}"
 dead_topic = "{feed.dead}"
 state_topic = "{feed.state}"
+scores_topic = "{feed.scores}"
 [registry]
 root = "{models}"
 """)
@@ -134,3 +136,12 @@ def test_the_alert_topic_holds_what_scoring_the_same_rows_from_a_file_says(broke
     for key, alert in of_topic.items():
         assert alert["state"] == of_file[key]["state"]
         assert alert["ratio"] == pytest.approx(of_file[key]["ratio"], rel=1e-5)
+    ended = subprocess.run([*MIDWATCH, "historian", "--once", "-c", str(config)], cwd=tmp_path, timeout=120)
+    assert ended.returncode == 0
+    with open_history(tmp_path / "var" / "history") as history:
+        assert history.execute("SELECT count(*) FROM rows").fetchone() == (len(lines),)
+        found = history.execute("SELECT asset, ts_ns, ratio FROM scores WHERE breached").fetchall()
+        assert {(a["asset"], a["ts_ns"]) for a in told if a["kind"] == "anomaly" and a["state"] == "open"} <= {
+            (asset, ts_ns) for asset, ts_ns, _ in found
+        }
+        assert set(history.execute("SELECT id, seq FROM alerts").fetchall()) == of_topic.keys()
