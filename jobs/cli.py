@@ -213,6 +213,8 @@ def bench(
     call: Call,
     names: Annotated[list[str] | None, typer.Argument(help="What to measure; everything without it.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the figures there, as JSON.")] = None,
+    table: Annotated[Path | None, typer.Option(help="Also write them there as a table, in Markdown.")] = None,
+    peers: Annotated[Path | None, typer.Option(metavar="DIR", help="Other libraries too; DIR gets them.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Only see that it runs; the figures mean nothing.")] = False,
     device: _Device = None,
 ) -> None:
@@ -220,7 +222,8 @@ def bench(
     from jobs.bench import bench as measure
     from jobs.benches.measure import Trial
 
-    measure(names=names or (), out=out, trial=Trial(quick=quick, device=device or "auto"), console=call.console)
+    trial = Trial(quick=quick, device=device or "auto")
+    measure(names or (), trial, call.console, out=out, table=table, peers=peers)
 
 
 @command(app)

@@ -102,23 +102,31 @@ class Watch:
         return [line for line in self.polls[0].value if line is not None]
 
 
-def watch(members: Sequence[MemberSpec], trial: Trial) -> Watch:
-    """Return a chain over these members, warm: every window is full and every kernel compiled."""
+def watch(members: Sequence[MemberSpec], trial: Trial, steady: bool = False) -> Watch:
+    """Return a chain over these members, warm: every window is full and every kernel compiled.
+
+    Rows are of random assets and taken as they come; `steady`: every asset sends once a second, on a grid, so that a
+    row is released, and scored, by the one after it.
+    """
     torch.set_num_threads(1)
     bundle = fleet.bundle(members)
     engine = _Recorder(open_engine(bundle, "cpu"))
     assets = trial.size(fleet.ASSETS, 200)
-    chain = warm_chain(bundle, engine, assets)
+    chain = warm_chain(bundle, engine, assets, steady)
     engine.load(np.arange(assets, dtype=np.int32), fleet.full_windows(assets, bundle.window))
-    polls = fleet.batches(trial.size(_POLLS, 4), trial.size(fleet.BATCH, 64), assets)
+    make = fleet.steady_batches if steady else fleet.batches
+    polls = make(trial.size(_POLLS, 4), trial.size(fleet.BATCH, 64), assets)
     push_all_scored(chain, polls[0])
     return Watch(chain, engine, bundle, polls)
 
 
-def warm_chain(bundle: Bundle, engine: Any, assets: int) -> Chain:
-    """Return a chain that has seen every asset once."""
-    chain = Chain(fleet.chain_spec())
-    chain.push([fleet.messages(np.arange(assets), 0, np.zeros((assets, fleet.CHANNELS)))])
+def warm_chain(bundle: Bundle, engine: Any, assets: int, steady: bool = False) -> Chain:
+    """Return a chain in which every asset has begun: its first frame has been released."""
+    chain = Chain(fleet.chain_spec(grid=steady))
+    readings = np.zeros((assets, fleet.CHANNELS))
+    for second in (0, 1) if steady else (None,):
+        at = None if second is None else np.full(assets, second)
+        chain.push([fleet.messages(np.arange(assets), 0, readings, at)])
     chain.serve(bundle, engine)
     return chain
 
@@ -179,10 +187,10 @@ def _to_floor(name: str, members: Sequence[MemberSpec], flop: int, trial: Trial)
 def default(trial: Trial) -> Result:
     """The default recipe: principal components of 32 rows (rank 128) and a dense 512-128-64-16 autoencoder.
 
-    No network of it is large, so the bar is what merely parsing the messages takes; the floor of both members is there
-    too.
+    Every asset sends once a second and rows are put on a grid, as the configuration does by default. No network of it
+    is large, so the bar is what merely parsing the messages takes; the floor of both members is there too.
     """
-    w = watch(fleet.DEFAULT, trial)
+    w = watch(fleet.DEFAULT, trial, steady=True)
     taken = trial.rounds({**_whole(w), **_stages(w)})
     floor = network_floor(fleet.DEFAULT_FLOP, taken["gemm"])
     per_row = taken["chain"] / len(w.polls[0])

@@ -44,10 +44,15 @@ DEFAULT_FLOP = 2 * (32 * CHANNELS + CHANNELS) * PCA_RANK + 2 * (
 )
 
 
-def chain_spec(smoother: SmootherSpec | None = None, values: str = "values") -> ChainSpec:
-    """Return the rules of the feed: rows as they come, every check on."""
+def chain_spec(smoother: SmootherSpec | None = None, values: str = "values", grid: bool = False) -> ChainSpec:
+    """Return the rules of the feed: rows as they come, or put on a grid of a second; every check on."""
     mapping = FieldMapping(channels=CHANNEL_NAMES, asset="asset", time="ts", time_unit="ms", values=values)
-    align = AlignSpec(mode="none", period_ns=NS_PER_S, max_gap_ns=30 * NS_PER_DAY, retire_after_ns=365 * NS_PER_DAY)
+    align = AlignSpec(
+        mode="grid" if grid else "none",
+        period_ns=NS_PER_S,
+        max_gap_ns=30 * NS_PER_DAY,
+        retire_after_ns=365 * NS_PER_DAY,
+    )
     gate = GateSpec(stuck_frames=(50,) * CHANNELS, max_step=(np.inf,) * CHANNELS, missing_frames=10)
     alert = AlertSpec("bench", "bench", CHANNEL_NAMES, LifeCycleSpec())
     return ChainSpec(mapping, align, gate, smoother or SmootherSpec(), alert)
@@ -98,11 +103,28 @@ def batches(count: int, size: int, assets: int = ASSETS) -> list[Polled]:
     ]
 
 
-def messages(assets: Int64, offset: int, values: Float64) -> Polled:
-    """Return one poll of JSON messages, a second apart, the readings in an array."""
+def steady_batches(count: int, size: int, assets: int) -> list[Polled]:
+    """Return polls of `size` messages each from assets that all send once a second, each time in another order.
+
+    They come after two messages of each asset.
+    """
+    g = np.random.default_rng(1)
+    seconds = -(-count * size // assets)
+    order = np.concatenate([g.permutation(assets) for _ in range(seconds)])
+    seconds_in = 2 + np.arange(len(order)) // assets
+    cuts = [slice(turn * size, (turn + 1) * size) for turn in range(count)]
+    return [
+        messages(order[cut], 2 * assets + cut.start, g.normal(size=(size, CHANNELS)).round(4), seconds_in[cut])
+        for cut in cuts
+    ]
+
+
+def messages(assets: Int64, offset: int, values: Float64, second: Int64 | None = None) -> Polled:
+    """Return one poll of JSON messages, the readings in an array; a second apart unless `second` says when."""
+    seconds = offset + np.arange(len(assets)) if second is None else second
     lines = [
-        msgspec.json.encode({"asset": f"pump-{a:05d}", "ts": FIRST_MS + 1000 * (offset + i), "values": v})
-        for i, (a, v) in enumerate(zip(assets.tolist(), values.tolist(), strict=True))
+        msgspec.json.encode({"asset": f"pump-{a:05d}", "ts": FIRST_MS + 1000 * s, "values": v})
+        for a, s, v in zip(assets.tolist(), seconds.tolist(), values.tolist(), strict=True)
     ]
     return polled(lines, offset)
 

@@ -98,14 +98,22 @@ def rounds(
     taken: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(count + 1):
         for name, run in contestants.items():
-            start, done = clock(), 0
-            while done == 0 or clock() - start < least_s:
-                run(calls[name])
-                calls[name] += 1
-                done += 1
+            seconds, done = timed(run, calls[name], least_s, clock)
+            calls[name] += done
             if turn:
-                taken[name].append((clock() - start) / done)
+                taken[name].append(seconds)
     return {name: np.array(seconds) for name, seconds in taken.items()}
+
+
+def timed(
+    run: Callable[[int], object], first: int, least_s: float, clock: Callable[[], float] = time.process_time
+) -> tuple[float, int]:
+    """Call `run` with `first` and the numbers after it until `least_s` has passed; return (seconds of one, calls)."""
+    start, done = clock(), 0
+    while done == 0 or clock() - start < least_s:
+        run(first + done)
+        done += 1
+    return (clock() - start) / done, done
 
 
 def against(yardstick: str, ratios: np.ndarray) -> Ratio:
