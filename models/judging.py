@@ -12,7 +12,7 @@ import numpy as np
 
 from models.profiles import FALLBACK, Profile
 from models.promotion import GateLimits, Outcome, Suite, judge
-from models.scaling import NEAR_CONSTANT
+from models.scaling import deviation
 from models.scoring import Scored, ratios
 from models.series import Series, window_ends
 from models.synthetic import Kind, inject
@@ -179,12 +179,12 @@ def loses_to_pca(ensemble: Outcome, pca: Outcome, limits: GateLimits) -> str:
 
 
 def _spread(series: Series) -> Float64:
-    """Return (C,) standard deviations of normal readings; 0 for a channel that does not move."""
+    """Return (C,) deviations of normal readings; 0 for a channel that does not move."""
     out = np.zeros(series.channels)
     for c in range(series.channels):
         values = series.x[series.normal & series.observed[:, c], c].astype(np.float64)
-        if len(values) and values.std() >= NEAR_CONSTANT * max(1.0, abs(float(values.mean()))):
-            out[c] = values.std()
+        if len(values):
+            out[c] = deviation(values)
     return out
 
 

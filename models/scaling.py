@@ -21,7 +21,8 @@ from pipeline.values import Bool, Float32, Float64
 
 ScalerKind = Literal["standard", "robust"]
 
-NEAR_CONSTANT = 1e-3  # of max(1, |location|): a channel that spreads less than this is not stretched
+_SAME = 4  # steps of float32, at the largest reading: what differs by no more is the same
+_STILL = 16  # times that: the least scale of a channel that never moves, so that rounding stays small in it
 MAD_TO_STD = 1.4826  # of a normal distribution
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -30,9 +31,10 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 def fit_scale(x: Float32, observed: Bool, kind: ScalerKind = "standard") -> tuple[Float32, Float32]:
     """Fit location and scale of each channel on its observed readings.
 
-    `standard`: mean and standard deviation. `robust`: median and 1.4826 MAD; a channel that moves in less than half
-    of its rows has a MAD of 0 and takes its standard deviation. A near-constant channel keeps scale 1 (stretching it
-    would turn noise in the last digit into anomalies), and so does one that was never observed, at location 0.
+    `standard`: mean and `deviation`. `robust`: median and 1.4826 MAD, at least the deviation of the channel's
+    resolution; a channel that moves in less than half of its rows has a MAD of 0 and takes its `deviation`. A channel
+    that never moves keeps scale 1 (or more, where that would stretch the rounding of float32), and so does one that
+    was never observed, at location 0.
 
     Parameters
     ----------
@@ -61,16 +63,46 @@ def fit_scale(x: Float32, observed: Bool, kind: ScalerKind = "standard") -> tupl
     return loc, scale
 
 
+def deviation(values: Float64) -> float:
+    """Return the standard deviation of a channel's readings, at least that of its resolution; 0: it never moves.
+
+    Readings that come in steps of q are known to q / sqrt(12), the deviation of their rounding [1]: to a channel that
+    rarely leaves its place by one step, each such step is not dozens of deviations. Readings that differ by a few
+    steps of float32 at their level are the same one. Nothing here knows a unit: twice the readings have twice the
+    deviation.
+
+    Parameters
+    ----------
+    values : (n,) float64, n > 0, as float32 holds them.
+
+    References
+    ----------
+    [1] Widrow & Kollár, "Quantization noise", Cambridge University Press, 2008.
+    """
+    std = float(values.std())
+    return max(std, _resolution(values)) if std > _rounding(values) else 0.0
+
+
+def _rounding(values: Float64) -> float:
+    """Return how far apart two readings may be that are the same one."""
+    return _SAME * float(np.spacing(np.float32(np.abs(values).max())))
+
+
+def _resolution(values: Float64) -> float:
+    """Return the deviation of rounding to the smallest step between two readings; 0: the steps are those of float32."""
+    steps = np.diff(np.unique(values))
+    steps = steps[steps > _rounding(values)]
+    return float(steps.min()) / math.sqrt(12) if len(steps) else 0.0
+
+
 def _location_and_scale(values: Float64, kind: ScalerKind) -> tuple[float, float]:
-    mean, std = float(values.mean()), float(values.std())
-    center, spread = mean, std
+    center, spread = float(values.mean()), deviation(values)
     if kind == "robust":
         center = float(np.median(values))
-        spread = MAD_TO_STD * float(np.median(np.abs(values - center)))
-    floor = NEAR_CONSTANT * max(1.0, abs(center))
-    if spread < floor:
-        spread = std  # the same value again for `standard`
-    return center, spread if spread >= floor else 1.0
+        mad = MAD_TO_STD * float(np.median(np.abs(values - center)))
+        if mad > _rounding(values):
+            spread = max(mad, _resolution(values))
+    return center, spread or max(1.0, _STILL * _rounding(values))
 
 
 @njit(nogil=True, cache=True)

@@ -43,19 +43,70 @@ def test_robust_scaling_of_a_channel_with_no_mad_takes_its_deviation():
     assert spread[0] == pytest.approx(0.3)
 
 
+@pytest.mark.parametrize("kind", ["standard", "robust"])
 @pytest.mark.parametrize(
-    ("x", "expected"),
+    ("level", "spread", "step"),
     [
-        (column(5, 5, 5), 1.0),
-        (column(0, 0.0009), 1.0),
-        (column(0, 0.01), 0.005),
-        (column(10_000, 10_010), 1.0),  # 0.05 % of its level
-        (column(10_000, 10_040), 20.0),
+        (101_325, 50, 0.0),  # a barometer in Pa
+        (101_325, 50, 10.0),
+        (300, 0.2, 0.0),  # a tank in K
+        (300, 0.2, 0.1),
+        (1e6, 2, 0.0),  # 32 steps of float32
+        (0, 2e-6, 0.0),  # vibration in m
+        (-4e-4, 1e-5, 1e-6),
+        (50, 0.04, 0.0),  # mains, in Hz
     ],
 )
-def test_only_a_near_constant_channel_keeps_unit_scale(x, expected):
-    _, spread = fit_scale(x, all_seen(x))
-    assert spread[0] == pytest.approx(expected, rel=1e-4)
+def test_a_channel_that_moves_is_scaled_by_how_it_moves_whatever_its_level(kind, level, spread, step):
+    x = np.random.default_rng(8).normal(level, spread, (4000, 1))
+    x = (np.round(x / step) * step if step else x).astype(np.float32)
+    loc, scale = fit_scale(x, all_seen(x), kind)
+    assert loc[0] == pytest.approx(level, abs=0.1 * spread + step / 2)
+    assert scale[0] == pytest.approx(spread, rel=0.6 if step else 0.1)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    exponent=st.integers(-30, 30),
+    kind=st.sampled_from(["standard", "robust"]),
+    rare=st.floats(0, 0.6),
+    level=st.sampled_from([0, 1, -300, 101_325]),
+)
+def test_the_unit_of_a_channel_makes_no_difference(exponent, kind, rare, level):
+    g = np.random.default_rng(4)
+    x = (level + np.where(g.random((300, 1)) < rare, g.integers(1, 9, (300, 1)), 0)).astype(np.float32)
+    if x.std() == 0:
+        x[0] += 1
+    loc, scale = fit_scale(x, all_seen(x), kind)
+    other_loc, other_scale = fit_scale(np.ldexp(x, exponent), all_seen(x), kind)
+    assert (other_loc[0], other_scale[0]) == (np.ldexp(loc[0], exponent), np.ldexp(scale[0], exponent))
+
+
+def test_a_channel_that_rarely_moves_is_not_stretched_past_its_steps():
+    x = np.zeros((10_000, 1), np.float32)
+    x[[70, 4000]] = 0.25
+    _, scale = fit_scale(x, all_seen(x))
+    assert scale[0] == pytest.approx(0.25 / math.sqrt(12))
+    x[5000:5400] = 1.75  # by steps of 0.25 still, and often
+    _, scale = fit_scale(x, all_seen(x))
+    assert scale[0] == np.float32(x.astype(np.float64).std())
+
+
+@pytest.mark.parametrize("kind", ["standard", "robust"])
+@pytest.mark.parametrize("level", [0.0, 5.0, -300.0, 101_325.0, 1e9, 1e30])
+def test_a_channel_that_moves_by_its_last_digit_only_is_not_stretched(level, kind):
+    x = np.full((1000, 1), level, np.float32)
+    moving = np.random.default_rng(5).random(1000) < 0.5
+    x[moving] = np.nextafter(x[moving], np.float32(np.inf))
+    loc, spread = fit_scale(x, all_seen(x), kind)
+    assert spread[0] >= 1
+    assert np.abs(scale(x, all_seen(x), loc, spread, 3.0)).max() <= 0.1
+
+
+def test_a_channel_that_never_moves_keeps_unit_scale():
+    x = column(5, 5, 5)
+    loc, spread = fit_scale(x, all_seen(x))
+    assert (loc[0], spread[0]) == (5, 1)
 
 
 def test_a_channel_that_was_never_observed_is_left_where_it_is():
