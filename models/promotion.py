@@ -231,7 +231,7 @@ def _compare_scores(
             )
     else:
         warnings.append(f"no asset has a threshold in both {candidate.model_id} and champion {champion.model_id}")
-    ours, theirs = (o.normal[~np.isnan(o.normal)] for o in (candidate, champion))
+    ours, theirs = (o.normal[~np.isnan(o.normal)].astype(np.float64) for o in (candidate, champion))
     if len(ours) and len(theirs):
         figures["ks"] = ks = float(ks_2samp(ours, theirs, method="asymp").statistic)
         if ks > limits.warn_ks:
