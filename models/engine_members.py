@@ -10,7 +10,7 @@ Legend: B windows of one batch, w rows of the member's window, C channels, D = w
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Protocol, assert_never
 
 import numpy as np
 import torch
@@ -160,7 +160,9 @@ def build_member(bundle: Bundle, group: int, index: int, space: Workspace) -> Me
     if isinstance(module, DenseAutoencoder):
         layers = _dense_layers(module, last)
         return Int8Dense(layers, space) if space.profile.precision == "int8" else DenseMember(layers, space)
-    return ConvMember(module, last, space)
+    if isinstance(module, ConvAutoencoder):
+        return ConvMember(module, last, space)
+    assert_never(module)  # mypy says so first: a new kind of autoencoder needs its member here
 
 
 def _dense_layers(module: DenseAutoencoder, last: int) -> list[Layer]:

@@ -8,6 +8,8 @@ Legend: B windows, w rows of the member's window, C channels, D = w * C readings
 
 from __future__ import annotations
 
+from typing import assert_never
+
 import torch
 from torch import Tensor, nn
 
@@ -87,8 +89,10 @@ def reconstruction(bundle: Bundle, group: int, index: int) -> nn.Module:
         ) from None
     if isinstance(module, DenseAutoencoder):
         net: nn.Module = nn.Sequential(*module.encoder, *module.decoder[:-1], _cut(module.decoder[-1], last))
-    else:
+    elif isinstance(module, ConvAutoencoder):
         net = ConvReconstruction(module, channels, last)
+    else:
+        assert_never(module)
     return net.eval().requires_grad_(False)
 
 

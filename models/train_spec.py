@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from models.autoencoders import check_layers, compression_ratio, default_latent
+from models.autoencoders import MODULES, check_layers, compression_ratio, default_latent
 from models.scaling import ScalerKind, soft_clip
 from models.stream_layers import span_of
 from models.training import LoopSpec
@@ -30,8 +30,8 @@ class TrainSpec:
     Parameters
     ----------
     channels, period_ns : of the series, in order; they go into the bundle.
-    members : kinds of models, `pca`, `dense`, `conv`; a kind named twice is fitted from two seeds. Or `stream` alone:
-        the network that the `conv_*` fields describe, run over an endless series.
+    members : kinds of models, `pca` or of `models.autoencoders.MODULES`; a kind named twice is fitted from two seeds.
+        Or `stream` alone: the network that the `conv_*` fields describe, run over an endless series.
     per_group : `asset` fits every asset with at least `min_windows` windows on its own and all of them together as the
         group of the rest and of assets to come; `fleet` fits that group only.
     scaler, soft_clip : see `models.scaling`.
@@ -159,8 +159,9 @@ def _check_choices(spec: TrainSpec) -> None:
     for name, allowed in choices.items():
         if getattr(spec, name) not in allowed:
             raise ConfigError(f"train.{name}", getattr(spec, name), f"choose one of {', '.join(allowed)}")
-    if not spec.members or not set(spec.members) <= {"pca", "dense", "conv", "stream"}:
-        raise ConfigError("train.members", spec.members, "name one or more of pca, dense, conv, or stream alone")
+    kinds = ("pca", *MODULES)
+    if not spec.members or not set(spec.members) <= set(kinds):
+        raise ConfigError("train.members", spec.members, f"name one or more of {', '.join(kinds)}")
     if "stream" in spec.members and len(spec.members) > 1:
         raise ConfigError(
             "train.members", spec.members, "a streaming model is served alone: name stream only, or conv in its place"

@@ -5,7 +5,8 @@ import pytest
 
 from jobs.config import specs
 from jobs.settings import Settings, config_id, load
-from models.train_spec import TrainSpec
+from models.autoencoders import MODULES
+from models.train_spec import TrainSpec, member_specs
 from pipeline.alert import QUALITY_LIFE_CYCLE, AlertSpec, LifeCycleSpec
 from pipeline.align import AlignSpec
 from pipeline.bundle import SmootherSpec
@@ -192,6 +193,16 @@ def test_a_streaming_model_without_a_grid_is_refused():
     assert specs.train_spec(settings(**chosen)).members == ("stream",)
     with pytest.raises(ConfigError, match="needs a grid"):
         specs.train_spec(settings(**chosen, align__mode="none"))
+
+
+@pytest.mark.parametrize("kind", ["pca", *MODULES])
+def test_every_kind_of_model_can_be_asked_for_with_its_sizes(kind):
+    chosen = settings(train__members=[kind], feed__channels=[f"c{i}" for i in range(8)])
+    (member,) = member_specs(specs.train_spec(chosen))
+    assert member.kind == kind
+    sizes = "conv" if kind == "stream" else kind
+    wanted = {f"{sizes}_window", *(f"{sizes}_{name}" for name in member.params)}
+    assert wanted <= set(type(chosen.train).model_fields)
 
 
 def test_the_chain_is_put_together_from_its_parts():
