@@ -14,26 +14,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import numpy as np
 
 from models.engine import open_engine
+from models.held_out import Held, held_out, smoothed, standardised
+from models.missing_channels import missing_channels
 from models.profiles import FALLBACK, Profile
-from models.series import Series, thinned, window_ends
+from models.series import Series, thinned
 from pipeline.bundle import POOLED, Bundle, Calibration, SmootherSpec
-from pipeline.errors import ConfigError, InputError, TooLittleHistory
+from pipeline.errors import ConfigError, TooLittleHistory
 from pipeline.protocols import Engine
-from pipeline.smooth import smooth, smoother_columns
-from pipeline.state import AssetTable
 from pipeline.threshold import percentile_threshold
-from pipeline.values import Bool, Float32, Float64, Int32, Int64, Rows, Scores, UInt8
+from pipeline.values import Float32, Float64, Int64
 
 MAD_TO_STD = 1.4826
 KEPT_SHARE = 0.5  # of its last threshold that an asset keeps at least, whatever a quiet night says
 _MAD_SHARE = 0.01  # of the pooled MAD: an asset that is reconstructed all but perfectly is not stretched further
 _LEAST_MAD = 1e-6  # in units of the error, where even the pooled MAD is 0
-_PUSHED = 8192  # rows that go through the engine at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,21 +64,6 @@ class CalibrationSpec:
             raise ConfigError("provisional_margin", self.provisional_margin, "use 1 or more")
 
 
-@dataclass(frozen=True, slots=True)
-class _Held:
-    """The held-out errors of one asset in event-time order; NaN where a row does not count."""
-
-    asset: str
-    ts_ns: Int64  # (n,)
-    continuity: UInt8  # (n,)
-    error: Float32  # (n,)
-
-    @property
-    def counts(self) -> Bool:
-        """(n,), which rows count."""
-        return np.isfinite(self.error)
-
-
 def calibrate(
     bundle: Bundle,
     series: Sequence[Series],
@@ -91,8 +74,8 @@ def calibrate(
     """Calibrate a bundle through the engine of a profile; return it with that profile's calibration set.
 
     A row counts if its whole window is normal and the engine scores it. What comes out does not depend on the order of
-    `series`, and an asset's own figures not on other assets, apart from the floor of its MAD and the pooled threshold
-    where it has too few rows.
+    `series`, and an asset's own figures not on other assets, apart from the floor of its MAD, the pooled threshold
+    where it has too few rows, and what missing channels do to errors, which assets of one model share.
 
     Parameters
     ----------
@@ -108,9 +91,7 @@ def calibrate(
     ConfigError, BundleError, Unavailable : as `models.engine.open_engine`.
     """
     engine = open_engine(bundle, *profile)
-    spec = spec or CalibrationSpec()
-    held = _held_out(engine, series, holdout)
-    made = _calibration(held, bundle.smoother, spec, bundle.window)
+    made = _made(engine, bundle, series, holdout, spec or CalibrationSpec())
     return replace(bundle, calibrations={**bundle.calibrations, engine.profile: made})
 
 
@@ -132,120 +113,59 @@ def recalibrate(
     As `calibrate`.
     """
     engine = open_engine(bundle, *profile)
-    held = _held_out(engine, series, {one.asset: 0 for one in series})
-    made = _calibration(held, bundle.smoother, spec or CalibrationSpec(), bundle.window)
+    made = _made(engine, bundle, series, {one.asset: 0 for one in series}, spec or CalibrationSpec())
     last = bundle.calibrations.get(engine.profile)
     kept = made if last is None else _merged(made, last)
     return replace(bundle, calibrations={**bundle.calibrations, engine.profile: kept})
 
 
-def _held_out(engine: Engine, series: Sequence[Series], holdout: Mapping[str, slice | int]) -> list[_Held]:
-    """Score the held-out rows of each asset, assets by name; rows that do not count become NaN."""
-    ordered = sorted((one for one in series if one.asset in holdout), key=lambda one: one.asset)
-    for one, other in pairwise(ordered):
-        if one.asset == other.asset:
-            raise InputError(f"asset {one.asset!r} comes in two series: join its rows before calibration")
-    held = []
-    for one in ordered:
-        rows = holdout[one.asset]
-        rows = slice(*(rows if isinstance(rows, slice) else slice(rows, None)).indices(len(one)))
-        error = _errors(engine, one, rows)
-        normal = np.zeros(len(one), np.bool_)
-        normal[window_ends(one, engine.rows_kept)] = True
-        error = np.where(normal[rows] & np.isfinite(error), error, np.float32(np.nan))
-        held.append(_Held(one.asset, one.ts_ns[rows], one.continuity[rows], error))
-    return held
-
-
-def _errors(engine: Engine, series: Series, rows: slice) -> Float32:
-    """Return what the engine says of `rows`, once the rows before them have filled the window."""
-    slots = engine.allocate([series.asset])
-    before = slice(max(rows.start - engine.rows_kept + 1, 0), rows.start)
-    engine.fill([(_rows(series, before), np.repeat(slots, before.stop - before.start))])
-    parts = [np.empty(0, np.float32)]
-    for at in range(rows.start, rows.stop, _PUSHED):
-        part = _rows(series, slice(at, min(at + _PUSHED, rows.stop)))
-        parts.append(engine.push([(part, np.repeat(slots, len(part)))])[0].score)
-    engine.drop(slots)
-    return np.concatenate(parts)
-
-
-def _rows(series: Series, part: slice) -> Rows:
-    n = part.stop - part.start
-    return Rows(
-        partition=0,
-        asset=np.zeros(n, np.int32),
-        ts_ns=series.ts_ns[part],
-        x=series.x[part],
-        observed=series.observed[part],
-        quality=np.zeros((n, series.channels), np.uint8),
-        offset=np.arange(part.start, part.stop, dtype=np.int64),
-        row=np.zeros(n, np.int32),
-        continuity=series.continuity[part],
-    )
-
-
-def _calibration(held: Sequence[_Held], smoother: SmootherSpec, spec: CalibrationSpec, window: int) -> Calibration:
-    everything = np.concatenate([np.empty(0, np.float32)] + [h.error[h.counts] for h in held])
+def _made(
+    engine: Engine, bundle: Bundle, series: Sequence[Series], holdout: Mapping[str, slice | int], spec: CalibrationSpec
+) -> Calibration:
+    """Calibrate twice: with errors as they are, and as they were if no channel had been missing."""
+    held = held_out(engine, series, holdout)
+    counted = [h.error[h.counts] for h in held]
+    everything = np.concatenate([np.empty(0, np.float32), *counted])
     if len(everything) < spec.least_rows:
-        raise TooLittleHistory(len(everything), spec.least_rows, f"held-out normal windows of {window} rows")
-    own = [h for h in held if h.counts.sum() >= spec.least_rows]
+        raise TooLittleHistory(len(everything), spec.least_rows, f"held-out normal windows of {bundle.window} rows")
+    own = [(h.asset, errors) for h, errors in zip(held, counted, strict=True) if len(errors) >= spec.least_rows]
     median, mad = _centre_and_spread(everything, 0.0)
-    figures = [(median, mad)] + [_centre_and_spread(h.error[h.counts], mad) for h in own]
-    starts = [_start(h, centre, spread, smoother) for h, (centre, spread) in zip(own, figures[1:], strict=True)]
-    unset = Calibration(
-        assets=tuple(h.asset for h in own),
-        median=np.array([centre for centre, _ in figures], np.float32),
-        mad=np.array([spread for _, spread in figures], np.float32),
-        start=np.stack([_pooled_start(starts, smoother.memory), *starts]),
+    figures = np.array([(median, mad)] + [_centre_and_spread(errors, mad) for _, errors in own], np.float32)
+    bare = Calibration(
+        assets=tuple(asset for asset, _ in own),
+        median=np.ascontiguousarray(figures[:, 0]),
+        mad=np.ascontiguousarray(figures[:, 1]),
+        start=np.full((len(figures), bundle.smoother.memory), np.nan, np.float32),
         threshold=np.full(len(figures), np.nan, np.float32),
         percentile=spec.percentile,
         rows=len(everything),
     )
-    return replace(unset, threshold=_thresholds(held, unset, smoother, spec))
+    bare = _finished(held, bare, bundle.smoother, spec)
+    shift, gain = missing_channels(engine, bundle, series, held, bare)
+    return _finished(held, replace(bare, missing_shift=shift, missing_gain=gain), bundle.smoother, spec)
 
 
-def _thresholds(held: Sequence[_Held], unset: Calibration, smoother: SmootherSpec, spec: CalibrationSpec) -> Float32:
+def _finished(held: Sequence[Held], made: Calibration, smoother: SmootherSpec, spec: CalibrationSpec) -> Calibration:
+    """Return the calibration with its start values and thresholds."""
+    row_of = made.row_of()
+    starts = [_start(h, standardised(h, row_of[h.asset], made), smoother) for h in held if h.asset in row_of]
+    made = replace(made, start=np.stack([_pooled_start(starts, smoother.memory), *starts]))
+    return replace(made, threshold=_thresholds(held, made, smoother, spec))
+
+
+def _thresholds(held: Sequence[Held], unset: Calibration, smoother: SmootherSpec, spec: CalibrationSpec) -> Float32:
     """Return the threshold of each row: percentiles of what the smoother makes of the held-out errors."""
     row_of = unset.row_of()
     rows = [row_of.get(h.asset, POOLED) for h in held]
-    smoothed = _smoothed(held, rows, unset, smoother)
-    everything = np.concatenate(smoothed)
-    pooled = percentile_threshold(everything, spec.percentile, spec.threshold_floor) * spec.provisional_margin
+    found = [smoothed([h], [row], unset, smoother)[0] for h, row in zip(held, rows, strict=True)]
+    pooled = percentile_threshold(np.concatenate(found), spec.percentile, spec.threshold_floor)
+    pooled *= spec.provisional_margin
     thresholds = np.full(len(unset.mad), pooled)
-    for h, row, values in zip(held, rows, smoothed, strict=True):
+    for h, row, values in zip(held, rows, found, strict=True):
         if row != POOLED:
             own = percentile_threshold(values, spec.percentile, spec.threshold_floor)
             thresholds[row] = own if h.counts.sum() >= spec.min_rows else max(own, pooled)
     return thresholds.astype(np.float32)
-
-
-def _smoothed(
-    held: Sequence[_Held], rows: Sequence[int], calibration: Calibration, smoother: SmootherSpec
-) -> list[Float32]:
-    """Run the smoother over the errors of every asset, each by its row of the calibration."""
-    table = AssetTable(smoother_columns(smoother))
-    codes = [table.code(h.asset) for h in held]
-    lengths = [len(h.error) for h in held]
-    asset: Int32 = np.repeat(np.array(codes, np.int32), lengths)
-    n = len(asset)
-    nothing = np.zeros((n, 0), np.float32)
-    scores = Scores(
-        partition=0,
-        asset=asset,
-        ts_ns=np.concatenate([h.ts_ns for h in held]),
-        offset=np.zeros(n, np.int64),
-        row=np.zeros(n, np.int32),
-        continuity=np.concatenate([h.continuity for h in held]),
-        score=np.concatenate([h.error for h in held]),
-        by_channel=nothing,
-        expected=nothing,
-        actual=nothing,
-        coverage=np.ones(n, np.float32),
-        status=np.zeros(n, np.uint8),
-    )
-    smoothed, _ = smooth(scores, np.repeat(np.array(rows, np.int32), lengths), calibration, table, smoother)
-    return np.split(smoothed, np.cumsum(lengths)[:-1])
 
 
 def _centre_and_spread(errors: Float32, pooled_mad: float) -> tuple[float, float]:
@@ -256,12 +176,11 @@ def _centre_and_spread(errors: Float32, pooled_mad: float) -> tuple[float, float
     return centre, max(spread, _MAD_SHARE * pooled_mad, _LEAST_MAD)
 
 
-def _start(held: _Held, centre: float, spread: float, smoother: SmootherSpec) -> Float32:
+def _start(held: Held, calibrated: Float32, smoother: SmootherSpec) -> Float32:
     """Return M calibrated errors spread evenly over the last span, oldest first; NaN at the end where fewer.
 
     What the smoother would not have admitted is left out.
     """
-    calibrated = ((held.error.astype(np.float64) - centre) / spread).astype(np.float32)
     usual = np.flatnonzero(held.counts & (calibrated <= smoother.admit_z))
     recent = usual[held.ts_ns[usual] > held.ts_ns[usual[-1]] - smoother.span_ns]
     return _filled(calibrated[thinned(recent, smoother.memory)], smoother.memory)
@@ -293,4 +212,11 @@ def _merged(made: Calibration, last: Calibration) -> Calibration:
         mad=np.concatenate([made.mad, last.mad[stay]]),
         start=np.concatenate([made.start, last.start[stay]]),
         threshold=np.concatenate([np.maximum(made.threshold, np.float32(KEPT_SHARE) * floor), last.threshold[stay]]),
+        missing_shift=np.concatenate([made.missing_shift, _figures_of(last.missing_shift, stay, made.missing_shift)]),
+        missing_gain=np.concatenate([made.missing_gain, _figures_of(last.missing_gain, stay, made.missing_gain)]),
     )
+
+
+def _figures_of(last: Float32, stay: Int64, made: Float32) -> Float32:
+    """Return rows of the last figures; where there are none yet, the pooled new ones: the weights are the same."""
+    return last[stay] if len(last) else np.repeat(made[:1], len(stay), axis=0)

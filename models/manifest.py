@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -25,9 +25,11 @@ from safetensors.numpy import save as write_tensors
 from pipeline.bundle import Bundle, Calibration, MemberSpec, SmootherSpec
 from pipeline.errors import BundleError
 
-FORMAT = 1
+FORMAT = 2
 ID_PATTERN = re.compile(r"b[0-9a-f]{12}")
-CALIBRATION_ARRAYS = ("median", "mad", "start", "threshold")
+_FIGURES = ("median", "mad", "start", "threshold")
+_MISSING = ("missing_shift", "missing_gain")  # not in format 1: errors were taken as they are, whatever was missing
+CALIBRATION_ARRAYS = {1: _FIGURES, FORMAT: (*_FIGURES, *_MISSING)}
 
 _TENSOR_NAME = re.compile(r"g(\d+)\.(?:m(\d+)|scaler)\..+")
 _INTEGERS = {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
@@ -154,9 +156,9 @@ def parse(raw: bytes, where: str) -> Manifest:
         manifest = msgspec.convert(document, Manifest)
     except (ValueError, RecursionError, msgspec.ValidationError) as error:
         raise BundleError(f"{where}: not a manifest: {error}") from None
-    if manifest.format != FORMAT:
+    if manifest.format not in CALIBRATION_ARRAYS:
         raise BundleError(
-            f"{where}: format {manifest.format}, this program reads {FORMAT}: install the one that wrote it"
+            f"{where}: format {manifest.format}, this program reads up to {FORMAT}: install the one that wrote it"
         )
     actual = content_id(document)
     if actual != manifest.id:
@@ -173,10 +175,11 @@ def unpack(manifest: Manifest, weights: bytes, where: str) -> Bundle:
     """
     arrays = _checked_arrays(manifest.weights, weights, where)
     entry = manifest.bundle
-    missing = [n for p in entry.calibrations for a in CALIBRATION_ARRAYS if (n := f"cal.{p}.{a}") not in arrays]
+    names = CALIBRATION_ARRAYS[manifest.format]
+    missing = [n for p in entry.calibrations for a in names if (n := f"cal.{p}.{a}") not in arrays]
     if missing:
         raise BundleError(f"{where}: tensor {missing[0]} is missing")
-    calibrations = {profile: _calibration(arrays, profile, c) for profile, c in entry.calibrations.items()}
+    calibrations = {profile: _calibration(arrays, profile, c, names) for profile, c in entry.calibrations.items()}
     smoother = SmootherSpec(
         yardstick=entry.smoother.yardstick,
         memory=entry.smoother.memory,
@@ -236,7 +239,7 @@ def check_whole(bundle: Bundle, where: str) -> None:
     need(bundle.default_group is None or 0 <= bundle.default_group < groups, f"default group {bundle.default_group}")
     _check_tensors(bundle, need)
     for profile, calibration in bundle.calibrations.items():
-        _check_calibration(calibration, bundle.smoother.memory, f"calibration {profile!r}", need)
+        _check_calibration(calibration, bundle, f"calibration {profile!r}", need)
 
 
 def _check_tensors(bundle: Bundle, need: Callable[[bool, str], None]) -> None:
@@ -257,12 +260,13 @@ def _check_tensors(bundle: Bundle, need: Callable[[bool, str], None]) -> None:
             need(shape == (len(bundle.channels),), f"tensor {name} is {shape}, not ({len(bundle.channels)},)")
 
 
-def _check_calibration(calibration: Calibration, memory: int, what: str, need: Callable[[bool, str], None]) -> None:
+def _check_calibration(calibration: Calibration, bundle: Bundle, what: str, need: Callable[[bool, str], None]) -> None:
     rows = len(calibration.assets) + 1
     need(len(set(calibration.assets)) == rows - 1, f"{what} names an asset twice")
-    for name in CALIBRATION_ARRAYS:
-        array = getattr(calibration, name)
-        shape = (rows, memory) if name == "start" else (rows,)
+    measured = (rows, len(bundle.channels)) if len(calibration.missing_shift) else (0, 0)
+    shapes = {"start": (rows, bundle.smoother.memory), **dict.fromkeys(_MISSING, measured)}
+    for name in CALIBRATION_ARRAYS[FORMAT]:
+        array, shape = getattr(calibration, name), shapes.get(name, (rows,))
         need(array.shape == shape, f"{what}: {name} is {array.shape}, not {shape}")
         need(array.dtype == np.float32, f"{what}: {name} is {array.dtype}, not float32")
 
@@ -270,13 +274,15 @@ def _check_calibration(calibration: Calibration, memory: int, what: str, need: C
 def _arrays(bundle: Bundle) -> dict[str, NDArray[np.generic]]:
     arrays = dict(bundle.tensors)
     for profile, calibration in bundle.calibrations.items():
-        for name in CALIBRATION_ARRAYS:
+        for name in CALIBRATION_ARRAYS[FORMAT]:
             arrays[f"cal.{profile}.{name}"] = getattr(calibration, name)
     return arrays
 
 
-def _calibration(arrays: dict[str, NDArray[np.generic]], profile: str, entry: CalibrationEntry) -> Calibration:
-    taken: dict[str, Any] = {name: arrays.pop(f"cal.{profile}.{name}") for name in CALIBRATION_ARRAYS}
+def _calibration(
+    arrays: dict[str, NDArray[np.generic]], profile: str, entry: CalibrationEntry, names: Sequence[str]
+) -> Calibration:
+    taken: dict[str, Any] = {name: arrays.pop(f"cal.{profile}.{name}") for name in names}
     return Calibration(assets=entry.assets, percentile=float(entry.percentile), rows=entry.rows, **taken)
 
 

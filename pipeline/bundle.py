@@ -58,7 +58,8 @@ class Calibration:
 
     `assets[k-1]` is the asset of row k. `median`, `mad` (already times 1.4826, > 0) standardise its errors, `start`
     holds M calibrated errors spread over its last day, `threshold` is the percentile of the smoothed score, in
-    units of the smoothed score.
+    units of the smoothed score. `missing_shift` and `missing_gain` say what errors become when one of C channels is
+    missing (`pipeline.standardise`); (0, 0) where that was never measured: errors are then taken as they are.
     """
 
     assets: tuple[str, ...]
@@ -68,6 +69,8 @@ class Calibration:
     threshold: Float32  # (K,)
     percentile: float = 99.5
     rows: int = 0  # calibration rows that this rests on
+    missing_shift: Float32 = field(default_factory=lambda: np.empty((0, 0), np.float32))  # (K, C)
+    missing_gain: Float32 = field(default_factory=lambda: np.empty((0, 0), np.float32))  # (K, C), > 0
 
     def row_of(self) -> dict[str, int]:
         """Return asset name -> row; assets that are not in it use row `POOLED`."""

@@ -2,7 +2,8 @@
 
 For the error e_t of one asset, with the median and MAD (times 1.4826) of its calibration errors:
 
-    c_t = (e_t - median_cal) / mad_cal                     calibrated error
+    c_t = (e_t - median_cal) / mad_cal                     calibrated error (`pipeline.standardise`: e_t as if all
+                                                           channels had been there)
     z_t = (c_t - m_t) / max(1.4826 MAD_t, mad_floor)       m_t, MAD_t: of the M last admitted errors, e_t not among them
     s_t = (1 - alpha) s_(t-1) + alpha min(c_t, z_t)        alpha = 2 / (ewma_span + 1), s_0 = 0
 
@@ -25,6 +26,7 @@ from numba import njit
 
 from pipeline.bundle import Calibration, SmootherSpec
 from pipeline.errors import BundleError, ConfigError, ShapeError
+from pipeline.standardise import calibrated_errors
 from pipeline.state import AssetTable, Column
 from pipeline.values import NS_PER_S, Continuity, Float32, Int32, Scores
 
@@ -100,16 +102,13 @@ def smooth(
         )
     if n and not 0 <= scores.asset.min() <= scores.asset.max() < len(table):
         raise ShapeError(f"asset codes must be 0 to {len(table) - 1}, found {scores.asset.min()} and up")
-    if n and not 0 <= cal_row.min() <= cal_row.max() < len(calibration.mad):
-        raise ShapeError(f"calibration rows must be 0 to {len(calibration.mad) - 1}, found {cal_row.max()}")
-    if not (calibration.mad[cal_row] > 0).all():
-        raise BundleError("calibration has a MAD that is not above 0: calibrate again")
+    calibrated = calibrated_errors(scores, cal_row, calibration)
     smoothed = np.empty(n, np.float32)
     own = np.empty(n, np.float32)
     _run(
-        (scores.asset, scores.ts_ns, scores.score, scores.continuity),
+        (scores.asset, scores.ts_ns, calibrated, scores.continuity),
         cal_row,
-        (calibration.median, calibration.mad, calibration.start),
+        calibration.start,
         tuple(table[name] for name in _COLUMNS),
         (spec.yardstick, spec.span_ns, float(spec.admit_z), float(spec.mad_floor), 2.0 / (spec.ewma_span + 1)),
         smoothed,
@@ -122,26 +121,25 @@ def smooth(
 def _run(
     scores: Any,
     cal_row: Int32,
-    calibration: Any,
+    start: Float32,
     state: Any,
     spec: tuple[bool, int, float, float, float],
     smoothed: Float32,
     own: Float32,
 ) -> None:
-    asset, ts, score, continuity = scores
-    center, scale, start = calibration
+    asset, ts, calibrated, continuity = scores
     started, order, window, count, _, median, mad, bucket, ewma = state
     yardstick, span, admit_z, mad_floor, alpha = spec
     for i in range(len(asset)):
         a, k = asset[i], cal_row[i]
         if continuity[i] == _FRESH:
             started[a] = False
-        if not np.isfinite(score[i]):
+        c = calibrated[i]
+        if not np.isfinite(c):
             smoothed[i] = own[i] = np.nan
             continue
         if not started[a]:
             _start(a, start[k], state)
-        c = (np.float64(score[i]) - center[k]) / scale[k]
         value = c
         if yardstick:
             z = c

@@ -1,5 +1,6 @@
 """The registry: exact round trips, refusals, and a death between any two steps."""
 
+import hashlib
 import json
 import os
 from dataclasses import replace
@@ -11,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from registry_cases import assert_same, small_bundle
+from safetensors.numpy import load, save
 
 from models.manifest import content_id, pack
 from models.registry import Registry
@@ -41,7 +43,9 @@ def bundles(draw: st.DrawFn) -> Bundle:
     def calibration() -> Calibration:
         assets = draw(st.lists(NAMES, max_size=2, unique=True))
         k = len(assets) + 1
-        return Calibration(tuple(assets), array((k,)), array((k,)), array((k, memory)), array((k,)), 99.9, k)
+        measured = (k, len(channels)) if draw(st.booleans()) else (0, 0)
+        figures = (array((k,)), array((k,)), array((k, memory)), array((k,)))
+        return Calibration(tuple(assets), *figures, 99.9, k, array(measured), array(measured))
 
     tensors = {}
     for g in range(len(groups)):
@@ -183,7 +187,7 @@ FORGERIES = {
     "missing field": (lambda d: d["bundle"].pop("smoother"), "missing required field `smoother`"),
     "wrong type": (lambda d: d["bundle"].__setitem__("period_ns", "minute"), r"Expected `int`.*period_ns"),
     "unknown error kind": (lambda d: d["bundle"]["members"][0].__setitem__("error", "all"), "error"),
-    "other format": (lambda d: d.__setitem__("format", 2), "format 2, this program reads 1"),
+    "other format": (lambda d: d.__setitem__("format", 3), "format 3, this program reads up to 2"),
     "window 0": (lambda d: d["bundle"]["members"][0].__setitem__("window", 0), "member 0 has window 0"),
     "a group that is not there": (
         lambda d: d["bundle"]["asset_group"].__setitem__("m01", 4),
@@ -194,6 +198,10 @@ FORGERIES = {
     "calibration without arrays": (
         lambda d: d["bundle"]["calibrations"].__setitem__("cuda", {"assets": [], "percentile": 99.5, "rows": 1}),
         "tensor cal.cuda.median is missing",
+    ),
+    "a format 1 with what format 2 added": (
+        lambda d: d.__setitem__("format", 1),
+        "'cal.cpu-float32.missing_gain' belongs to no",
     ),
     "arrays without calibration": (lambda d: d["bundle"]["calibrations"].clear(), "'cal.cpu-float32.*' belongs to no"),
     "fewer bytes": (set_weights("bytes", 10), "at most 10 expected"),
@@ -227,6 +235,26 @@ def test_a_forged_manifest_is_refused_even_when_its_id_fits(tmp_path: Path, chan
     assert str(tmp_path) in str(refusal.value)
     assert registry.champion() == champion
     assert_same(registry.load(champion), small_bundle(1))
+
+
+def test_a_bundle_of_format_1_is_read_and_takes_errors_as_they_are(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    nothing = np.empty((0, 0), np.float32)
+    now = small_bundle()
+    as_it_was = replace(now.calibrations["cpu-float32"], missing_shift=nothing, missing_gain=nothing)
+    want = replace(now, calibrations={"cpu-float32": as_it_was})
+    packed = pack(want, created_ns=1)
+    arrays = {name: array for name, array in load(packed.weights).items() if "missing" not in name}
+    weights = save(arrays)
+    document = {**packed.manifest, "format": 1, "weights": {**packed.manifest["weights"]}}
+    document["weights"] |= {"bytes": len(weights), "sha256": hashlib.sha256(weights).hexdigest()}
+    document["weights"]["tensors"] = {n: packed.manifest["weights"]["tensors"][n] for n in arrays}
+    document["id"] = content_id(document)
+    folder = tmp_path / "bundles" / registry.add(want, created_ns=1).id
+    (folder / "manifest.json").write_text(json.dumps(document))
+    (folder / "weights.safetensors").write_bytes(weights)
+    folder.rename(folder.parent / document["id"])
+    assert_same(registry.load(document["id"]), want)
 
 
 def test_an_edited_manifest_does_not_fit_its_id(tmp_path: Path) -> None:

@@ -16,6 +16,19 @@ def median_mad(window):
     return median, np.median(np.abs(window - median))
 
 
+def naive_calibrated(score, actual, k, calibration):
+    """Return the calibrated error of one row; `actual` is NaN where a channel is missing."""
+    median, mad = float(calibration.median[k]), float(calibration.mad[k])
+    error = float(score)
+    missing = [j for j in range(calibration.missing_shift.shape[1]) if np.isnan(actual[j])]
+    if missing and median > 0:
+        shift = sum(float(calibration.missing_shift[k, j]) for j in missing)
+        gain = np.prod([float(calibration.missing_gain[k, j]) for j in missing])
+        with np.errstate(divide="ignore"):
+            error = np.exp(np.log(median) + np.clip(gain, 0.5, 2.0) * (np.log(error) - np.log(median) - shift))
+    return (error - median) / mad
+
+
 def naive_smooth(scores, cal_row, calibration, spec):
     """Return (smoothed, own) as float32."""
     state = {}
@@ -31,7 +44,7 @@ def naive_smooth(scores, cal_row, calibration, spec):
             continue
         start = calibration.start[k]
         mine = state.setdefault(asset, {"window": list(start[np.isfinite(start)]), "buckets": set(), "s": 0.0})
-        c = (float(scores.score[i]) - float(calibration.median[k])) / float(calibration.mad[k])
+        c = naive_calibrated(scores.score[i], scores.actual[i], k, calibration)
         z = c
         if len(mine["window"]) >= 8:
             median, mad = median_mad(mine["window"])

@@ -27,6 +27,8 @@ def small_bundle(seed: int = 0, provenance: dict | None = None) -> Bundle:
                 start=rng.random((2, 4), np.float32),
                 threshold=np.array([5, 6], np.float32),
                 rows=900,
+                missing_shift=rng.random((2, 2), np.float32),
+                missing_gain=rng.random((2, 2), np.float32),
             )
         },
         stuck_frames=(0, 12),
@@ -56,5 +58,5 @@ def assert_same(a: Bundle, b: Bundle) -> None:
     for profile, c in a.calibrations.items():
         other = b.calibrations[profile]
         assert (c.assets, c.percentile, c.rows) == (other.assets, other.percentile, other.rows)
-        for name in ("median", "mad", "start", "threshold"):
+        for name in ("median", "mad", "start", "threshold", "missing_shift", "missing_gain"):
             assert_same_array(getattr(c, name), getattr(other, name))
