@@ -62,7 +62,7 @@ def test_an_assets_figures_are_those_of_its_held_out_errors_through_the_smoother
         np.testing.assert_allclose((got.median[k], got.mad[k]), (median, mad), rtol=1e-4)
         recent = ((errors - median) / mad)[-400:]
         np.testing.assert_allclose(got.start[k], usual_of(recent), rtol=1e-3, atol=1e-3)
-        scores = scores_of(0, series.ts_ns[first:last], errors)
+        scores = scores_of(0, series.ts_ns[first:last], errors, channels=5)
         smoothed, _ = naive_smooth(scores, np.full(len(errors), k), got, SMOOTHER)
         np.testing.assert_allclose(got.threshold[k], np.percentile(smoothed, 99), rtol=1e-3)
 
@@ -81,7 +81,7 @@ def test_row_zero_pools_all_errors_and_adds_a_margin():
     np.testing.assert_allclose(got.mad[POOLED], 1.4826 * np.median(np.abs(errors - median)), rtol=1e-4)
     smoothed = []
     for k, series in enumerate(fleet, start=1):
-        scores = scores_of(0, series.ts_ns[400:], errors_of(series, 400))
+        scores = scores_of(0, series.ts_ns[400:], errors_of(series, 400), channels=5)
         smoothed.append(naive_smooth(scores, np.full(800, k), got, SMOOTHER)[0])
     np.testing.assert_allclose(got.threshold[POOLED], 4 / 3 * np.percentile(np.concatenate(smoothed), 99.5), rtol=1e-3)
     assert np.isfinite(got.start[POOLED]).all()
@@ -119,7 +119,7 @@ def test_about_the_percentile_of_new_normal_frames_breach():
     breached = []
     for k in (1, 2, 3):
         new = series_of(f"a{k - 1}", n=1000, seed=100 + k)
-        scores = scores_of(0, new.ts_ns[100:], errors_of(new, 100))
+        scores = scores_of(0, new.ts_ns[100:], errors_of(new, 100), channels=5)
         smoothed, _ = naive_smooth(scores, np.full(900, k), got, SMOOTHER)
         breached.append((smoothed > got.threshold[k]).mean())
     assert 0.001 < np.mean(breached) < 0.03
