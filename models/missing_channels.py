@@ -77,14 +77,14 @@ def missing_channels(
             hidden = _hidden_errors(engine, by_name, sample, channels)
             found[model] = _measured(sample, hidden, calibration, bundle.smoother)
     nothing = np.stack([np.zeros(channels), np.ones(channels)])
-    mean = np.mean(list(found.values()), axis=0) if found else nothing
-    pooled: Float64 = found[bundle.default_group] if bundle.default_group in found else mean
+    mean: Float64 = np.mean(list(found.values()), axis=0) if found else nothing
+    pooled = found.get(bundle.default_group, mean)
     figures = np.repeat(pooled[:, None], rows, axis=1)
     for model, members in models.items():
         for h in members:
             if h.asset in row_of:
                 lacks = h.observed.mean(axis=0) < 0.5
-                figures[:, row_of[h.asset]] = np.where(lacks, nothing, found[model] if model in found else pooled)
+                figures[:, row_of[h.asset]] = np.where(lacks, nothing, found.get(model, pooled))
     shift, gain = figures.astype(np.float32)
     return shift, gain
 
