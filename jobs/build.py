@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from connectors.scores_topic import ScoresTopic
     from jobs.console import Console
     from jobs.settings import Settings
+    from models.profiles import Profile
     from pipeline.bundle import Bundle
     from pipeline.protocols import Engine
 
@@ -61,6 +62,11 @@ def engine_of(bundle: Bundle, settings: Settings) -> Engine:
 
     torch.set_num_threads(1)
     return open_engine(bundle, settings.run.device, settings.run.precision, settings.run.priority)
+
+
+def with_profile(settings: Settings, profile: Profile) -> Settings:
+    """Return the settings with another serving profile."""
+    return settings.model_copy(update={"run": settings.run.model_copy(update=profile._asdict())})
 
 
 def chain_of(settings: Settings, mapping: FieldMapping) -> Chain:

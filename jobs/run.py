@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from jobs import build
 from jobs.stopping import until_signal
 from pipeline.chain import Chain
-from pipeline.errors import BundleError
+from pipeline.errors import BundleError, DeviceUnavailable
 from pipeline.runner import Runner, Step
 
 if TYPE_CHECKING:
@@ -26,8 +26,25 @@ def run(settings: Settings, console: Console, told: Callable[[Step], None] | Non
     """Watch until the source ends or SIGTERM or SIGINT comes; what was taken is committed first.
 
     Without a champion the watch collects history, tells data-quality faults, and says when there is enough to train.
-    Returns the counts of everything it did.
+    A device that is lost or full is left: the watch starts again from its last commit, on the CPU, if the champion was
+    calibrated for that. Returns the counts of everything it did, or of what it did on the CPU.
+
+    Raises
+    ------
+    DeviceUnavailable : the device is lost, and the CPU cannot take over.
     """
+    try:
+        return _watch(settings, console, told)
+    except DeviceUnavailable as error:
+        from models.profiles import FALLBACK
+
+        if FALLBACK.name not in build.require_champion(settings).calibrations:
+            raise
+        console.warn(f"{error}; the watch starts again from its last commit, as {FALLBACK.name}")
+    return _watch(build.with_profile(settings, FALLBACK), console, told)
+
+
+def _watch(settings: Settings, console: Console, told: Callable[[Step], None] | None) -> Counter[str]:
     feed = build.open_feed(settings, console)
     chain = build.chain_of(settings, feed.mapping)
     history = build.history_of(settings)

@@ -19,7 +19,10 @@ from jobs.run import run
 from jobs.score import score
 from jobs.simulate import CHANNELS, Fault, asset_name
 from jobs.train import train
-from pipeline.errors import BundleError, ConfigError, InputError, SchemaError
+from models.device_engine import DeviceEngine
+from models.engine import open_engine as host_engine
+from models.profiles import FALLBACK, Profile
+from pipeline.errors import BundleError, ConfigError, DeviceUnavailable, InputError, SchemaError
 from pipeline.values import NS_PER_S
 
 LIVE = 700  # rows of the faulty stretch, after those trained on
@@ -104,6 +107,57 @@ def test_scoring_the_file_tells_the_same_alerts_and_keeps_nothing(trained, live,
     frames = pq.read_table(tmp_path / "frames.parquet")
     assert frames.num_rows == LIVE * pumps.PUMPS - pumps.PUMPS  # the last frame of each pump is not complete
     assert np.nanmax(frames["score_ratio"].to_numpy()) > 1
+
+
+@pytest.fixture
+def device_that_fails(monkeypatch):
+    """A device, here the CPU, that is lost after so many batches of rows; returns what was opened."""
+    opened = []
+
+    def use(batches):
+        def open_engine(bundle, *profile):
+            opened.append(profile)
+            if len(opened) > 1:
+                return host_engine(bundle, *profile)
+            engine = DeviceEngine(bundle, FALLBACK, (8, 64))
+            left, push = iter(range(batches)), engine.push
+
+            def fail(rows):
+                out = push(rows)  # the rows are in its windows, and in no commit
+                if next(left, None) is None:
+                    raise DeviceUnavailable("device cuda failed")
+                return out
+
+            monkeypatch.setattr(engine, "push", fail)
+            return engine
+
+        monkeypatch.setattr("models.engine.open_engine", open_engine)
+        return opened
+
+    return use
+
+
+@pytest.mark.parametrize("batches", [0, 3])
+def test_a_device_that_is_lost_is_left_for_the_cpu_without_an_alert_more_or_less(
+    trained, live, watched, tmp_path, device_that_fails, batches
+):
+    console = pumps.Recorder()
+    opened = device_that_fails(batches)
+    run(settings=watching(trained, tmp_path, live, **{"run.max_rows": 200}), console=console)
+    assert opened == [("cpu", "float32", "throughput")] * 2
+    assert "device cuda failed; the watch starts again from its last commit, as cpu-float32" in console.warnings
+    found, want = (list(read_alerts(folder / "state")) for folder in (tmp_path, watched[0]))
+    assert [key[:-1] for key in plain(found)] == [key[:-1] for key in plain(want)]
+    np.testing.assert_allclose([a.ratio for a in found], [a.ratio for a in want], rtol=1e-5)
+
+
+def test_a_device_that_is_lost_ends_the_watch_where_the_cpu_was_not_calibrated(
+    trained, live, tmp_path, device_that_fails, monkeypatch
+):
+    device_that_fails(0)
+    monkeypatch.setattr("models.profiles.FALLBACK", Profile("cpu", "int8"))
+    with pytest.raises(DeviceUnavailable):
+        run(settings=watching(trained, tmp_path, live), console=pumps.Recorder())
 
 
 def stopped_and_gone_on(settings):
