@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,10 +47,10 @@ def historian(settings: Settings, once: bool, skip_lost: bool, console: Console)
         raise ConfigError("history.enabled", False, "must be true for the historian to have something to do")
     from connectors.historian import FeedLogs, Historian
 
-    follower = build.follower_of(settings, "historian", ("topic", "scores_topic", "alerts_topic"), skip_lost)
+    topics = ("topic", "scores_topic", "alerts_topic")
     mapping, most = specs.field_mapping(settings), settings.feed.max_assets
     logs = FeedLogs(settings.feed.name, k.topic, k.scores_topic, k.alerts_topic, mapping, most)
-    try:
+    with closing(build.follower_of(settings, "historian", topics, skip_lost)) as follower:
         writer = Historian(
             follower,
             logs,
@@ -59,8 +60,6 @@ def historian(settings: Settings, once: bool, skip_lost: bool, console: Console)
             reach=failpoints.read(os.environ),
         )
         _follow(writer, follower, settings.run.max_rows, once, console)
-    finally:
-        follower.close()
     return writer.counts + follower.counts
 
 

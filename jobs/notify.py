@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from jobs import build
@@ -29,19 +30,18 @@ def notify(settings: Settings, skip_lost: bool, console: Console) -> Counter[str
     ConfigError : no sink is configured.
     StateError : a position has aged out; another notifier of the feed was started.
     """
+    if not settings.sinks.alerts:
+        raise ConfigError("sinks.alerts", "", "name a file that alerts are added to, or `-` for standard output")
     from connectors.notifier import Notifier
     from connectors.sinks import TeeSink
 
-    sink = TeeSink(list(build.file_sinks(settings, console).values()))
-    if not settings.sinks.alerts:
-        raise ConfigError("sinks.alerts", "", "name a file that alerts are added to, or `-` for standard output")
-    follower = build.follower_of(settings, "notify", ("alerts_topic",), skip_lost)
-    try:
+    only_alerts = settings.model_copy(update={"sinks": settings.sinks.model_copy(update={"dead": ""})})
+    with (
+        closing(build.follower_of(settings, "notify", ("alerts_topic",), skip_lost)) as follower,
+        closing(TeeSink(list(build.file_sinks(only_alerts, console).values()))) as sink,
+    ):
         notifier = Notifier(follower, sink)
         _follow(notifier, settings.run.max_rows, console)
-    finally:
-        follower.close()
-        sink.close()
     return notifier.counts + follower.counts
 
 

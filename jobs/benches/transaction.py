@@ -102,7 +102,7 @@ def price(trial: Trial) -> Result:
     contestants = _CONFLUENT if trial.quick else _ALL
     turn = trial.size(_TURN, 512)
     with Cluster() as cluster, ExitStack() as started:
-        _fill(cluster.bootstrap, contestants, (trial.count + 1) * turn + _COMMIT)
+        _fill(cluster.bootstrap, contestants, (trial.count + 1) * (turn + _COMMIT))  # turns end with a commit
         ends = [started.enter_context(_Worker(cluster.bootstrap, one, turn)).end for one in contestants]
         taken = np.array([[_one_turn(end) for end in ends] for _ in range(trial.count + 1)])[1:]
     wall = {one.name: taken[:, i, 0] for i, one in enumerate(contestants)}
@@ -110,9 +110,9 @@ def price(trial: Trial) -> Result:
     lines = [against("the same records without transactions", wall["confluent.plain"] / wall["confluent"])]
     if not trial.quick:
         lines += [
-            against("the same with kafka-python", wall["kafka-python.plain"] / wall["kafka-python"]),
-            against("confluent without scores, with them", wall["confluent"] / wall["confluent.scores"]),
-            against("kafka-python's rows per CPU-second, confluent's", cpu["kafka-python"] / cpu["confluent"]),
+            against("kafka-python: the same without transactions", wall["kafka-python.plain"] / wall["kafka-python"]),
+            against("with a scores topic: the same without it", wall["confluent"] / wall["confluent.scores"]),
+            against("kafka-python, in rows per CPU-second", cpu["kafka-python"] / cpu["confluent"]),
         ]
     figures = {f"{name}_rows_per_s": turn / float(np.median(seconds)) for name, seconds in wall.items()}
     figures |= {f"{name}_rows_per_cpu_s": turn / float(np.median(seconds)) for name, seconds in cpu.items()}
