@@ -20,6 +20,7 @@ from models.autoencoders import ConvAutoencoder, DenseAutoencoder, build_module
 from models.engine_buffers import Workspace
 from models.engine_gaps import reconstruct_holed
 from models.engine_int8 import Int8Dense, Layer
+from models.engine_single import SingleConv, SingleDense
 from pipeline.bundle import Bundle
 from pipeline.errors import BundleError
 
@@ -50,20 +51,17 @@ class PcaMember:
 
     def __init__(self, mean: Tensor, components: Tensor, ridge: Tensor, last: int, space: Workspace) -> None:
         readings = len(mean)
-        self.shapes = space.batch_sizes()
         self._last = last
-        self._components = components
-        self._offset = -(components @ mean)
-        self._center = mean[readings - last :].clone()
-        self._decoder = components[:, readings - last :].contiguous()
-        self._latent = space.rows("latent", self.shapes[-1], len(components))
-        self._out = space.rows("out", self.shapes[-1], last)
+        project = (components, -(components @ mean), False)
+        back = (components[:, readings - last :].t(), mean[readings - last :].clone(), False)
+        # In float32 always: residuals of components are small differences, and cheap.
+        self._chain = linear_chain([project, back], space, reduced=False)
+        self.shapes = self._chain.shapes
         self._on_host = [tensor.cpu().numpy() for tensor in (mean, components, ridge)]
 
     def expect(self, x: Tensor) -> Tensor:
         """Project fully observed windows, and back: x -> V'(V(x - mean)) + mean."""
-        latent = torch.addmm(self._offset, x, self._components.t(), out=self._latent[: len(x)])
-        return torch.addmm(self._center, latent, self._decoder, out=self._out[: len(x)])
+        return self._chain.expect(x)
 
     def expect_holed(self, x: Tensor, observed: Tensor) -> Tensor:
         """Reconstruct windows with gaps, (B, D), from their observed readings, (B, D) bool; on the host."""
@@ -82,11 +80,12 @@ class DenseMember:
     ----------
     layers : as `models.engine_int8.Int8Dense`; those of reduced precision are rounded here.
     space : as in PcaMember.
+    dtype : of weights and products.
     """
 
-    def __init__(self, layers: Sequence[Layer], space: Workspace) -> None:
+    def __init__(self, layers: Sequence[Layer], space: Workspace, dtype: torch.dtype) -> None:
         self.shapes = space.batch_sizes()
-        most, dtype = self.shapes[-1], space.dtype
+        most = self.shapes[-1]
         self._layers = [
             (weight.t().to(dtype).contiguous(), bias.to(dtype), relu, space.rows(f"layer {i}", most, len(bias), dtype))
             for i, (weight, bias, relu) in enumerate(layers)
@@ -158,11 +157,19 @@ def build_member(bundle: Bundle, group: int, index: int, space: Workspace) -> Me
     except RuntimeError as error:
         raise BundleError(f"bundle {bundle.id}: tensors {prefix}* do not fit a {spec.kind} member: {error}") from None
     if isinstance(module, DenseAutoencoder):
-        layers = _dense_layers(module, last)
-        return Int8Dense(layers, space) if space.profile.precision == "int8" else DenseMember(layers, space)
+        return linear_chain(_dense_layers(module, last), space)
     if isinstance(module, ConvAutoencoder):
-        return ConvMember(module, last, space)
+        return (SingleConv if space.profile.priority == "latency" else ConvMember)(module, last, space)
     assert_never(module)  # mypy says so first: a new kind of autoencoder needs its member here
+
+
+def linear_chain(layers: Sequence[Layer], space: Workspace, reduced: bool = True) -> Member:
+    """Return linear layers as the profile has them computed, or in float32 if not `reduced`."""
+    if space.profile.priority == "latency":
+        return SingleDense(layers, space)
+    if reduced and space.profile.precision == "int8":
+        return Int8Dense(layers, space)
+    return DenseMember(layers, space, space.dtype if reduced else torch.float32)
 
 
 def _dense_layers(module: DenseAutoencoder, last: int) -> list[Layer]:

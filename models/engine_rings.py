@@ -177,9 +177,9 @@ class Rings:
         self._free[:0] = range(len(grown.head) - 1, had - 1, -1)
 
     def _check(self, slots: Int32) -> None:
-        if len(slots) and (slots.min() < 0 or slots.max() >= len(self._used) or not self._used[slots].all()):
-            wrong = next(s for s in slots.tolist() if not 0 <= s < len(self._used) or not self._used[s])
-            raise StateError(f"slot {wrong} was never allocated, or was dropped: allocate it first")
+        wrong = _first_unused(slots, self._used)
+        if wrong < len(slots):
+            raise StateError(f"slot {slots[wrong]} was never allocated, or was dropped: allocate it first")
 
 
 def _new_slots(size: int, rows: int, channels: int) -> _Slots:
@@ -189,6 +189,15 @@ def _new_slots(size: int, rows: int, channels: int) -> _Slots:
         seen=np.zeros((size, rows, channels), np.bool_),
         scaled=np.zeros((size, 2 * rows * channels), np.float32),
     )
+
+
+@njit(nogil=True, cache=True)
+def _first_unused(slots: Int32, used: Bool) -> int:
+    """Return the place of the first slot that is not in use; as many as there are slots: all are."""
+    for i in range(len(slots)):
+        if not 0 <= slots[i] < len(used) or not used[slots[i]]:
+            return i
+    return len(slots)
 
 
 @njit(nogil=True, cache=True)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numba import njit
+from numpy.typing import NDArray
 
 from models.profiles import Profile
 from models.scaling import unscale_scalar
@@ -57,7 +58,13 @@ def join(batches: Sequence[tuple[Rows, Int32]], channels: int, model_id: str) ->
     dtypes = (np.float32, np.bool_, np.uint8, np.int32)
     columns = [column[0] if len(column) == 1 else np.concatenate(column) for column in zip(*parts, strict=True)]
     # Kernels are compiled for writable arrays; a read-only one is copied rather than compiled for again.
-    return Joined(*(np.require(c, d, ["C", "W"]) for c, d in zip(columns, dtypes, strict=True)))
+    return Joined(*(_usable(c, d) for c, d in zip(columns, dtypes, strict=True)))
+
+
+def _usable(column: NDArray[Any], dtype: type[np.generic]) -> NDArray[Any]:
+    if column.dtype == dtype and column.flags.c_contiguous and column.flags.writeable:
+        return column
+    return np.require(column, dtype, ["C", "W"])
 
 
 def hand_out(

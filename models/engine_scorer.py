@@ -47,6 +47,7 @@ class Scorer:
         self._member: Member = build_member(bundle, group, index, space)
         self._space, self._channels, self._rows = space, channels, spec.window
         self._readings, self._first = spec.window * channels, (bundle.window - spec.window) * channels
+        self._all_seen = np.ones((1, 1), np.bool_)
         self._whole, self._aggregate = spec.error == "window", spec.aggregate
         prefix = f"g{group}.m{index}."
         mine = {n.removeprefix(prefix): t for n, t in bundle.tensors.items() if n.startswith(prefix)}
@@ -120,6 +121,10 @@ class Scorer:
             self._results[:, self._sent(holed[pick[:real]])] = results[:, :real]
 
     def _compare(self, reconstruction: Tensor, x: Tensor, observed: Tensor | None, into: Tensor) -> Tensor:
+        if self._space.device.type == "cpu":
+            seen, gaps = (self._all_seen, False) if observed is None else (observed.numpy(), True)
+            _differ(reconstruction.numpy(), x.numpy(), seen, gaps, self._whole, *into.numpy())
+            return into
         last = self._readings - self._channels
         if not self._whole:
             into[0] = reconstruction
@@ -171,6 +176,53 @@ def keeps_bits(run: Callable[[Int64], Tensor], shapes: tuple[int, ...]) -> bool:
     rows = [np.arange(shape) for shape in shapes]
     orders = [order for r in rows for order in (np.roll(r, 1), np.roll(r, 3), np.roll(r[::-1], len(r) // 2))]
     return all(torch.equal(run(order), reference[:, torch.from_numpy(order)]) for order in orders)
+
+
+@njit(nogil=True, cache=True)
+def _differ(
+    back: Float32, x: Float32, observed: Bool, gaps: bool, whole: bool, expected: Float32, residual: Float32
+) -> None:
+    """Write what the last rows were expected to be and the residuals, (B, C), as in `models.aggregation`.
+
+    `back` (B, D), or (B, C) if not `whole`; of `observed` (B, D) nothing is read unless there are gaps.
+    """
+    channels = expected.shape[1]
+    last, end = back.shape[1] - channels, x.shape[1] - channels
+    rows = x.shape[1] // channels
+    count = np.full(channels, np.float32(rows))
+    total = np.empty(channels, np.float32)
+    for i in range(back.shape[0]):
+        for c in range(channels):
+            expected[i, c] = back[i, last + c]
+        if not whole:
+            for c in range(channels):
+                residual[i, c] = x[i, end + c] - back[i, c]
+            continue
+        total[:] = np.float32(0.0)
+        if gaps:
+            _add_observed(back[i], x[i], observed[i], total, count)
+        else:
+            for at in range(0, x.shape[1], channels):
+                for c in range(channels):
+                    off = back[i, at + c] - x[i, at + c]
+                    total[c] += off * off
+        for c in range(channels):
+            residual[i, c] = np.sqrt(total[c] / count[c])
+
+
+@njit(nogil=True, cache=True)
+def _add_observed(back: Float32, x: Float32, observed: Bool, total: Float32, count: Float32) -> None:
+    """Add up squared differences where readings were observed, and count those (at least one)."""
+    channels = len(total)
+    count[:] = np.float32(0.0)
+    for at in range(0, len(x), channels):
+        for c in range(channels):
+            if observed[at + c]:
+                off = back[at + c] - x[at + c]
+                total[c] += off * off
+                count[c] += np.float32(1.0)
+    for c in range(channels):
+        count[c] = max(count[c], np.float32(1.0))
 
 
 @njit(nogil=True, cache=True)
