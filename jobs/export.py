@@ -48,8 +48,10 @@ _RULES = {
     "abstain": "no score where under half of the longest window's readings were observed, or none of its last row's",
     "shares": "a channel's part in the alert: weight * residual^2 over its sum, of channels observed in the last row; "
     "mean over members",
-    "smoother": "c = (score - median) / mad by the asset's row of its calibration (0: pooled); then the rolling median "
-    "and MAD over admitted c, min(c, z), EWMA: bundle.smoother has the sizes, calibration.start the first memory",
+    "smoother": "c = (score - median) / mad by the asset's row of its calibration (0: pooled), where for channels j "
+    "missing from the last row log score is first put to log median + g (log score - log median - d), d the sum of "
+    "missing_shift[j] and g the product, within 1/2 to 2, of missing_gain[j]; then the rolling median and MAD over "
+    "admitted c, min(c, z), EWMA: bundle.smoother has the sizes, calibration.start the first memory",
     "alert": "smoothed / threshold > 1",
 }
 

@@ -61,4 +61,9 @@ BENCHES: Mapping[str, Bench] = {
     "scale.shards": Bench("shards:two", 1.6, 1.85),
     "cold.start": Bench("starting:cold", 1.6, 0.4),
     "memory.assets": Bench("memory:assets"),
+    "gpu.score.dense": Bench("gpu:score_dense", 0.35, 0.60),
+    "gpu.score.conv": Bench("gpu:score_conv", 0.06, 0.25),
+    "gpu.e2e.rows": Bench("gpu:rows", 0.30, 0.50),
+    "gpu.rings.vs.windows": Bench("gpu:rings", 10.0, 25.0),
+    "gpu.latency": Bench("gpu:latency", 100.0, 60.0),
 }

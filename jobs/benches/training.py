@@ -32,7 +32,7 @@ def compiled(trial: Trial) -> Result:
     fast = _step(quick, torch.compile(quick, dynamic=False, backend=backend), x, spec)
     fast(0)  # compiles forward and backward
     compile_s = time.perf_counter() - start
-    taken = trial.rounds({"eager": _step(plain, plain, x, spec), "compiled": fast})
+    taken = trial.rounds({"eager": _step(plain, plain, x, spec), "compiled": fast}, time.perf_counter)
     steps = spec.steps
     whole = steps * taken["eager"] / (compile_s + steps * taken["compiled"])
     lines = [
