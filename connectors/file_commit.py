@@ -111,6 +111,10 @@ class FileCommitter:
         position = self._last.position_of().get((topic, partition))
         return None if position is None else Restored(position, self._state.states(topic, partition))
 
+    def rotation(self, topic: str, partition: int) -> tuple[int, int]:
+        """Return that everything that changed is saved in full."""
+        return (1, 0)
+
     def commit(self, batch: Batch) -> None:
         """Make a batch count, as a whole.
 

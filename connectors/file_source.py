@@ -103,8 +103,12 @@ class FileSource:
         """Return the one partition."""
         return [(self.topic, 0)]
 
-    def seek(self, topic: str, partition: int, offset: int) -> None:
-        """Go on at a row.
+    def lost(self) -> Sequence[tuple[str, int]]:
+        """Return nothing: nobody takes a file away."""
+        return ()
+
+    def seek(self, topic: str, partition: int, offset: int | None) -> None:
+        """Go on at a row; None: where it is.
 
         Raises
         ------
@@ -112,6 +116,8 @@ class FileSource:
         """
         if (topic, partition) != (self.topic, 0):
             raise StateError(f"{topic}[{partition}] is not {self.topic}[0]: this is another file")
+        if offset is None:
+            return
         self.close()
         self._blocks, self._next, self._ended = self._log.read(offset), None, False
         if self._speed:

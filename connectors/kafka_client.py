@@ -21,7 +21,7 @@ from typing import Any, Final, Protocol, TypeVar
 import numpy as np
 
 from connectors.kafka_settings import KafkaSettings
-from pipeline.errors import BrokerUnavailable, ConfigError, PipelineError, StateError
+from pipeline.errors import BrokerUnavailable, ConfigError, Fenced, PipelineError, Rebalanced, StateError
 from pipeline.values import Polled
 
 LIBRARIES: Final = ("kafka-python", "confluent")  # confluent: confluent-kafka
@@ -29,6 +29,7 @@ EXIT_UNAVAILABLE: Final = 75  # what a supervisor reads as: start again
 
 # (topic, partition)
 Place = tuple[str, int]
+Told = Callable[[Sequence[Place]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,17 @@ class NewTopic:
     replication: int = -1
 
 
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A member of a consumer group. One with a `name` of its own (static) that comes back finds its partitions again.
+
+    Without a sign of life for `session_s` its partitions go to others; brokers allow 6 s and more by default.
+    """
+
+    name: str = ""
+    session_s: float = 6.0
+
+
 class Consumer(Protocol):
     """Reads committed records, either of partitions it was told (`assign`) or as a member of its group."""
 
@@ -56,8 +68,15 @@ class Consumer(Protocol):
         """Read these partitions, each from that offset on, and no others any more."""
         ...
 
-    def subscribe(self, topics: Sequence[str]) -> None:
-        """Join the group and read the partitions it gives this member, from the committed offsets on."""
+    def subscribe(self, topics: Sequence[str], given: Told, taken: Told) -> None:
+        """Join the group. `given` and `taken` are told of partitions that come and go, mostly within `poll`.
+
+        Of a partition that came nothing is delivered before `begin`.
+        """
+        ...
+
+    def begin(self, topic: str, partition: int, offset: int) -> None:
+        """Deliver a partition that the group gave to this member, from an offset on."""
         ...
 
     def poll(self, max_rows: int, max_bytes: int, timeout_s: float) -> list[Polled]:
@@ -141,12 +160,16 @@ class Client(Protocol):
 
     settings: KafkaSettings
 
-    def consumer(self, group: str, *, fetch_wait_s: float = 0.1) -> Consumer:
+    def consumer(self, group: str, *, fetch_wait_s: float = 0.1, member: Member | None = None) -> Consumer:
         """Return a consumer of a group; other questions to a broker wait behind a fetch at the end of a log."""
         ...
 
     def producer(self, transactional_id: str = "", *, timeout_s: float = 15.0, client_id: str = "") -> Producer:
         """Return a producer; `timeout_s` is what one transaction, and one record, may take."""
+        ...
+
+    def members(self, group: str, timeout_s: float = 10.0) -> set[str]:
+        """Return the names of a group's static members."""
         ...
 
     def topics(self, timeout_s: float = 10.0) -> dict[str, int]:
@@ -196,23 +219,18 @@ def has_crc32c() -> bool:
 # LEADER_NOT_AVAILABLE, NOT_LEADER, REQUEST_TIMED_OUT, NETWORK_EXCEPTION, COORDINATOR_*, NOT_COORDINATOR,
 # NOT_ENOUGH_REPLICAS*, CONCURRENT_TRANSACTIONS, UNSTABLE_OFFSET_COMMIT
 _PASSING: Final = {5, 6, 7, 13, 14, 15, 16, 19, 20, 51, 88}
-_FENCED: Final = {47, 90}  # INVALID_PRODUCER_EPOCH, PRODUCER_FENCED
+_FENCED: Final = {47, 82, 90}  # INVALID_PRODUCER_EPOCH, FENCED_INSTANCE_ID, PRODUCER_FENCED
 _DENIED: Final = {29, 30, 31, 33, 34, 53, 58}  # *_AUTHORIZATION_FAILED, SASL mechanism, state and authentication
 _NO_TOPIC: Final = {3}  # UNKNOWN_TOPIC_OR_PART
 _TOO_LARGE: Final = {10, 18}  # MSG_SIZE_TOO_LARGE, RECORD_LIST_TOO_LARGE
-_NOT_A_MEMBER: Final = {
-    22,
-    25,
-    27,
-    82,
-}  # ILLEGAL_GENERATION, UNKNOWN_MEMBER_ID, REBALANCE_IN_PROGRESS, FENCED_INSTANCE_ID
+_NOT_A_MEMBER: Final = {22, 25, 27}  # ILLEGAL_GENERATION, UNKNOWN_MEMBER_ID, REBALANCE_IN_PROGRESS
 
 
 def kafka_error(code: int, text: str, retriable: bool, doing: str) -> PipelineError:
     """Return the error of ours for an error of Kafka's, met while `doing` something."""
     said = f"{doing}: {text}"
     if code in _FENCED:
-        return StateError(f"{said}. A newer process holds the same slot and has fenced this one off")
+        return Fenced(f"{said}. A newer process holds the same slot and has fenced this one off")
     if code in _DENIED:
         return ConfigError("kafka", doing, f"the broker refuses it: {text}; check user, password and access rights")
     if code in _NO_TOPIC:
@@ -220,7 +238,7 @@ def kafka_error(code: int, text: str, retriable: bool, doing: str) -> PipelineEr
     if code in _TOO_LARGE:
         return StateError(f"{said}. Raise the topic's max.message.bytes")
     if code in _NOT_A_MEMBER:
-        return StateError(f"{said}. The group has other members, or this one was taken for dead")
+        return Rebalanced(f"{said}. The group has other members, or this one was taken for dead")
     if retriable or code in _PASSING:
         return BrokerUnavailable(said)
     return StateError(said)
@@ -237,7 +255,8 @@ def out_of_range(topic: str, partition: int, offset: int, first: int, end: int) 
     if offset < first:
         return StateError(
             f"{here}: offset {offset} has aged out, the earliest available is {first}; the {first - offset} messages "
-            "between are gone. Raise the topic's retention, and start the feed again under a new group"
+            "between are gone. Raise the topic's retention. To go on without them, with the state there is, set "
+            "kafka.aged_out = 'resume'"
         )
     return StateError(
         f"{here}: offset {offset} is past the end, {end}: the topic was deleted and created again. "

@@ -1,7 +1,8 @@
 """One Kafka transaction per commit: alerts, dead letters, changed state and input offsets, all of it or nothing.
 
 A partition goes on where the group's committed offset says, with the state of the same commit: the offset carries the
-commit's number, the state partition carries it too, and the two must agree before anything is read (`restore`).
+commit's number, the state partition carries it too, and the two must agree before anything is read. What is written
+of the state is in `connectors.kafka_state`, how it is found again in `connectors.kafka_restore`.
 """
 
 from __future__ import annotations
@@ -9,51 +10,20 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Any
 
 import msgspec
 
-from connectors.alert_json import cloud_event_headers, dead_letter_headers, encode_alert
-from connectors.kafka_client import Client, Committed, Place, Producer
-from connectors.kafka_state import (
-    MARKER_KEY,
-    CommitMarker,
-    StatePartition,
-    encode_marker,
-    pack_state,
-    read_state_partition,
-    state_key,
-)
+from connectors.kafka_client import Client, Committed, Consumer, Place, Producer
+from connectors.kafka_records import Count, Record, alert_record, dead_record, score_records, state_records
+from connectors.kafka_restore import OffsetNote, Restorer, note_of
 from connectors.kafka_topics import check_topics
 from connectors.scores_topic import ScoresTopic
-from pipeline.errors import ConfigError, PipelineError, StateError, Unavailable
-from pipeline.protocols import AssetState, Batch, Restored
-from pipeline.values import Alert, DeadLetter, Scored
+from pipeline.errors import ConfigError, Fenced, PipelineError, StateError, Unavailable
+from pipeline.protocols import Batch, Restored
 
 log = logging.getLogger(__name__)
-
-_RECORD_OVERHEAD: Final = 128  # of one record and its batch, rounded up
-
-
-class OffsetNote(msgspec.Struct, frozen=True):
-    """What is kept beside a committed offset: the commit's number, and the configuration that made it."""
-
-    n: int
-    config: str
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One record to be sent. `partition` -1: by the hash of the key."""
-
-    topic: str
-    key: bytes
-    value: bytes
-    headers: Sequence[tuple[str, bytes]] = ()
-    partition: int = -1
 
 
 class KafkaCommitter:
@@ -64,14 +34,21 @@ class KafkaCommitter:
     client : the library and the cluster, see `connectors.kafka_client.connect`.
     group : consumer group; its committed offsets are the positions.
     slot : this worker's number; its transactional id is `<group>-<slot>`.
+    slots : how many there are: transactions of those that are no members of the group are ended where they stand in
+        the way. 0: no others' are.
+    group_metadata : of the consumer that reads as a member of the group, so that the broker refuses the commits of one
+        that no longer is. None: partitions are not shared out by the group.
     state_topics : input topic -> compacted topic of at least as many partitions; partition p keeps p's state.
+    snapshot_every : K; an asset is saved in full in one of K commits after it changed, and what changed in each commit
+        is kept for K commits. 1: in full in every commit.
+    resume : where the committed offset has expired, go on where the state says.
     config_id : of the running configuration, noted beside every offset.
     scores : where the verdicts of each batch go, if anywhere.
-    max_record_bytes : records above this are refused (state, alerts) or cut (dead letters).
+    max_record_bytes : records above this are refused (state, alerts) or cut (dead letters, changes).
     commit_timeout_s : what a commit may take; some seconds later the process is ended.
-    restore_timeout_s : what waiting for the last commit may take; longer than a transaction of a lost process, which
-        the broker aborts after its timeout and up to 10 s more.
-    at_step : called with `after_produce`, `after_send_offsets`, `after_commit`: for tests that end the process there.
+    restore_timeout_s : what waiting for the last commit may take.
+    at_step : called with `before_produce`, `after_produce`, `after_send_offsets`, `after_commit`, `before_restore`,
+        `after_read`: for tests that end the process there.
 
     Raises
     ------
@@ -88,6 +65,10 @@ class KafkaCommitter:
         alerts_topic: str,
         dead_topic: str,
         state_topics: Mapping[str, str],
+        slots: int = 0,
+        group_metadata: Callable[[], Any] | None = None,
+        snapshot_every: int = 1,
+        resume: bool = False,
         config_id: str = "",
         scores: ScoresTopic | None = None,
         max_record_bytes: int = 1_000_000,
@@ -100,108 +81,126 @@ class KafkaCommitter:
         self._alerts_topic = alerts_topic
         self._dead_topic = dead_topic
         self._state_topics = dict(state_topics)
+        self._every = snapshot_every
         self._config_id = config_id
         self._scores = scores
         self._max_record_bytes = max_record_bytes
         self._commit_timeout_s = commit_timeout_s
-        self._restore_timeout_s = restore_timeout_s
         self._at_step = at_step
-        self._transactional_id = f"{group}-{slot}"
+        self._transactional_id = transactional_id(group, slot)
         self._owner = f"group {group!r}, slot {slot}, host {socket.gethostname()}, pid {os.getpid()}"
-        self._numbers: dict[Place, int] = {}  # of the last commit
-        self._over: PipelineError | None = None  # why this committer takes no more commits
+        self._counts: dict[Place, Count] = {}
+        self._over: PipelineError | None = None  # why this producer takes no more commits
+        self._doubtful = False  # the last commit may have been taken
+        self._proven = False  # this producer has committed
         check_topics(client, alerts_topic, dead_topic, state_topics, scores.name if scores else "")
-        self._reader = client.consumer(group, fetch_wait_s=0.01)
+        self._restorer = Restorer(
+            client,
+            group,
+            self._state_topics,
+            transactional_ids=[transactional_id(group, s) for s in range(slots)],
+            own_id=self._transactional_id,
+            resume=resume,
+            timeout_s=restore_timeout_s,
+            at_step=at_step,
+        )
+        self._alone: Consumer | None = None if group_metadata else client.consumer(group)
+        self._group_metadata = group_metadata or self._alone.group_metadata  # type: ignore[union-attr]
         self._producer = self._open_producer()
 
     def restore(self, topic: str, partition: int) -> Restored | None:
-        """Return where the partition goes on and the state of its assets; None if it was never committed.
+        """Return where the partition goes on and what its assets' state is made of; None if it was never committed.
 
-        After a commit that failed as unavailable it also makes the committer usable again.
+        Another thread may call it, one at a time, while this one commits.
 
         Raises
         ------
         StateError : the committed offset and the state do not belong together.
         BrokerUnavailable : the last commit is still pending, or no broker answers.
         """
-        self._reopen()
-        place = (topic, partition)
-        deadline = time.monotonic() + self._restore_timeout_s
-        at = self._reader.committed(topic, partition, self._restore_timeout_s)
-        n = self._note(place, at).n if at is not None else 0
-        state_topic = self._state_topic(topic)
-        while True:
-            state = read_state_partition(self._reader, state_topic, partition, self._restore_timeout_s)
-            # Kafka marks a commit in each partition by itself: the offset may be there before the state.
-            if state.newest.n >= n:
-                break
-            if time.monotonic() > deadline:
-                raise StateError(
-                    f"state topic {state_topic!r}, partition {partition} has commit {state.newest.n} as its newest, "
-                    f"the offsets of group {self._group!r} have {n}: its records were lost (see the topic's "
-                    "cleanup.policy and retention), or it was created again"
-                )
-            time.sleep(0.05)
-        self._require_same_commit(place, at, n, state)
-        self._numbers[place] = n
-        return None if at is None else Restored(at.offset, state.assets)
+        self._state_topic(topic)
+        found = self._restorer.find((topic, partition))
+        self._counts[topic, partition] = found.count
+        return found.restored
+
+    def rotation(self, topic: str, partition: int) -> tuple[int, int]:
+        """Return (K, turn): the share of unsaved assets that the next commit must save."""
+        return self._count(topic, partition).rotation(self._every)
 
     def commit(self, batch: Batch) -> None:
-        """Publish a batch in one transaction.
+        """Publish a batch in one transaction. The same batch after an error that is retriable is published once.
 
         Raises
         ------
-        StateError : a newer process holds the slot (this one is of no more use), or a record is too large.
-        Unavailable : the broker does not answer. `restore` tells what it has and makes the committer usable again.
+        Rebalanced : this worker's partitions may have changed; nothing was published.
+        Unavailable : the broker does not answer; whether it was published, the next call finds out.
+        Fenced : a newer process holds the slot: this one is of no more use.
+        StateError : a record is too large.
         """
-        if self._over is not None:
-            raise self._over
-        numbers = {place: self._last_number(place) + 1 for place in batch.positions}
-        records = self._records(batch, numbers)
+        if not batch.positions and not batch.alerts and not batch.dead:
+            return
+        self._reopen()
+        counts = {place: self._count(*place).next(self._every) for place in batch.positions}
+        if self._doubtful and self._was_taken(counts):
+            self._done(counts)
+            return
+        records = self._records(batch, counts)
         offsets = {
-            place: Committed(position, msgspec.json.encode(OffsetNote(numbers[place], self._config_id)).decode())
+            place: Committed(position, msgspec.json.encode(OffsetNote(counts[place].n, self._config_id)).decode())
             for place, position in batch.positions.items()
         }
-        if not records and not offsets:
-            return
         try:
             self._send(records, offsets)
+        except Fenced as failed:
+            if self._proven:
+                raise self._aborted(failed) from failed
+            # A worker that looked for the owners of a dead one's transactions may have met us before we had joined.
+            log.warning("fenced before the first commit, trying once more: %s", failed)
+            self._replace_producer()
+            self._proven = True
+            self.commit(batch)
+            return
         except PipelineError as failed:
             raise self._aborted(failed) from failed
         try:
             self._producer.commit()
         except PipelineError as failed:
-            # It may have been taken for all we know: only what a restore finds can tell.
-            self._aborted(failed)
-            self._over = self._named(failed)
-            raise self._over from failed
+            self._doubtful = True
+            raise self._aborted(failed, broken=True) from failed
         self._at_step("after_commit")
-        self._numbers.update(numbers)
+        self._done(counts)
 
     def close(self) -> None:
         """Let go of the connections."""
         self._producer.close()
-        self._reader.close()
+        self._restorer.close()
+        if self._alone is not None:
+            self._alone.close()
 
     def _send(self, records: Sequence[Record], offsets: Mapping[Place, Committed]) -> None:
+        self._at_step("before_produce")
         self._producer.begin()
         for record in records:
             self._producer.send(record.topic, record.value, record.key, record.headers, record.partition)
         self._producer.flush()
         self._at_step("after_produce")
         if offsets:
-            self._producer.send_offsets(offsets, self._reader.group_metadata())
+            self._producer.send_offsets(offsets, self._group_metadata())
         self._at_step("after_send_offsets")
 
-    def _aborted(self, failed: PipelineError) -> PipelineError:
-        """Abort the transaction; return the error to raise. Where even that fails, nothing more is taken."""
+    def _done(self, counts: Mapping[Place, Count]) -> None:
+        self._counts.update(counts)
+        self._doubtful, self._proven = False, True
+
+    def _aborted(self, failed: PipelineError, broken: bool = False) -> PipelineError:
+        """Abort the transaction; return the error to raise. Where even that fails, a new producer is needed."""
         named = self._named(failed)
         try:
             self._producer.abort()
         except PipelineError as also:
             log.warning("could not abort the transaction: %s", also)
-            self._over = named
-        if isinstance(failed, StateError):
+            broken = True
+        if broken or isinstance(failed, StateError):
             self._over = named
         return named
 
@@ -221,21 +220,30 @@ class KafkaCommitter:
             raise
         return producer
 
+    def _replace_producer(self) -> None:
+        broken, self._producer = self._producer, self._open_producer()
+        self._over = None
+        broken.close()
+
     def _reopen(self) -> None:
         """After an unavailable broker: a new producer, which settles what the old one left undecided."""
         if self._over is None:
             return
         if not isinstance(self._over, Unavailable):
             raise self._over
-        broken, self._producer = self._producer, self._open_producer()
-        self._numbers.clear()
-        self._over = None
-        broken.close()
+        self._replace_producer()
 
-    def _last_number(self, place: Place) -> int:
-        if place not in self._numbers:
-            self.restore(*place)
-        return self._numbers[place]
+    def _was_taken(self, counts: Mapping[Place, Count]) -> bool:
+        """Return whether the commit that ended in doubt counts: all its partitions have its number, or none has."""
+        for place, count in counts.items():
+            at = self._restorer.committed(place)
+            return at is not None and note_of(place, at, self._group).n == count.n
+        return False
+
+    def _count(self, topic: str, partition: int) -> Count:
+        if (topic, partition) not in self._counts:
+            self.restore(topic, partition)
+        return self._counts[topic, partition]
 
     def _state_topic(self, topic: str) -> str:
         if topic not in self._state_topics:
@@ -243,77 +251,24 @@ class KafkaCommitter:
             raise StateError(f"no state topic for input topic {topic!r}; there is one for: {known}")
         return self._state_topics[topic]
 
-    def _note(self, place: Place, at: Committed) -> OffsetNote:
-        try:
-            return msgspec.json.decode(at.metadata, type=OffsetNote)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            raise StateError(
-                f"topic {place[0]!r}, partition {place[1]}: offset {at.offset} of group {self._group!r} was not "
-                f"committed by midwatch (its note is {at.metadata!r}), and says nothing about the state. Start under a "
-                "new group, or delete the group's offsets and the state topic's records"
-            ) from None
-
-    def _require_same_commit(self, place: Place, at: Committed | None, n: int, state: StatePartition) -> None:
-        topic, partition = place
-        newest = state.newest
-        if newest.n == n and (at is None or newest.position == at.offset):
-            return
-        has = "no committed offset" if at is None else f"offset {at.offset} of commit {n}"
-        raise StateError(
-            f"topic {topic!r}, partition {partition}: group {self._group!r} has {has}, but its state is of commit "
-            f"{newest.n} at offset {newest.position}. Its offsets were reset, deleted, or have expired "
-            "(offsets.retention.minutes), or another process commits at the same time. Start under a new group and "
-            "a new state topic"
-        )
-
-    def _records(self, batch: Batch, numbers: Mapping[Place, int]) -> list[Record]:
-        records = [self._alert_record(alert) for alert in batch.alerts]
-        records += [self._dead_record(dead) for dead in batch.dead]
-        records += [record for scored in batch.scored for record in self._score_records(scored)]
-        for place, states in batch.states.items():
+    def _records(self, batch: Batch, counts: Mapping[Place, Count]) -> list[Record]:
+        most = self._max_record_bytes
+        records = [alert_record(alert, self._alerts_topic, most) for alert in batch.alerts]
+        records += [dead_record(dead, self._dead_topic, most) for dead in batch.dead]
+        if self._scores is not None:
+            records += [record for scored in batch.scored for record in score_records(scored, self._scores, most)]
+        for place in (*batch.states, *batch.deltas):
             if place not in batch.positions:
                 raise StateError(f"state of topic {place[0]!r}, partition {place[1]} without its position")
-            records += [self._state_record(place, state) for state in states]
-        for (topic, partition), n in numbers.items():
-            marker = encode_marker(CommitMarker(n, batch.positions[topic, partition]))
-            records.append(Record(self._state_topic(topic), MARKER_KEY, marker, partition=partition))
+        for place, count in counts.items():
+            topic, partition = place
+            state, delta = batch.states.get(place, ()), batch.deltas.get(place)
+            records += state_records(
+                self._state_topic(topic), partition, count, batch.positions[place], state, delta, most
+            )
         return records
 
-    def _alert_record(self, alert: Alert) -> Record:
-        record = Record(self._alerts_topic, alert.asset.encode(), encode_alert(alert), cloud_event_headers(alert))
-        return self._fitting(record, f"alert {alert.id}:{alert.seq} of asset {alert.asset!r}")
 
-    def _dead_record(self, dead: DeadLetter) -> Record:
-        """Return the message as it came; what is too long for a record is cut, and the headers say so."""
-        headers = dead_letter_headers(dead)
-        key = f"{dead.topic}/{dead.partition}".encode()
-        room = self._max_record_bytes - _RECORD_OVERHEAD - len(key) - sum(len(k) + len(v) for k, v in headers)
-        if len(dead.value) <= room:
-            return Record(self._dead_topic, key, dead.value, headers)
-        note = ("midwatch_cut_from", str(len(dead.value)).encode())
-        kept = dead.value[: max(room - len(note[0]) - len(note[1]), 0)]
-        return self._fitting(Record(self._dead_topic, key, kept, [*headers, note]), f"dead letter ({dead.reason})")
-
-    def _score_records(self, scored: Scored) -> list[Record]:
-        if self._scores is None:
-            return []
-        key = f"{scored.topic}/{scored.partition}".encode()
-        bodies = self._scores.encode(scored, self._max_record_bytes - _RECORD_OVERHEAD - len(key))
-        what = f"one row's score of topic {scored.topic!r}"
-        records = [Record(self._scores.name, key, body, partition=scored.partition) for body in bodies]
-        return [self._fitting(record, what) for record in records]
-
-    def _state_record(self, place: Place, state: AssetState) -> Record:
-        topic, partition = place
-        record = Record(self._state_topic(topic), state_key(state.asset), pack_state(state), partition=partition)
-        return self._fitting(record, f"state of asset {state.asset!r}")
-
-    def _fitting(self, record: Record, what: str) -> Record:
-        size = len(record.key) + len(record.value) + sum(len(k) + len(v) for k, v in record.headers)
-        if size + _RECORD_OVERHEAD > self._max_record_bytes:
-            raise StateError(
-                f"{what} takes {size} bytes, more than {self._max_record_bytes} fit into a record of topic "
-                f"{record.topic!r}. Raise kafka.max_record_bytes and the topic's max.message.bytes, or make it smaller "
-                "(a shorter window, fewer channels)"
-            )
-        return record
+def transactional_id(group: str, slot: int) -> str:
+    """Return a slot's transactional id, which is also its name as a static member of the group."""
+    return f"{group}-{slot}"

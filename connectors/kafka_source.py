@@ -51,22 +51,26 @@ class KafkaSource:
         self._topics = list(topics)
         self._start = start
         self._max_bytes = max_bytes
-        self._counts = self._count_partitions()
-        self._places = [(t, p) for t in self._topics for p in range(self._counts[t]) if p % slots == slot]
+        self._known = KnownPartitions(client, topics)
+        counts = self._known.counts
+        self._places = [(t, p) for t in self._topics for p in range(counts[t]) if p % slots == slot]
         if not self._places:
-            fix = f"no partition is left for it: the topics have {max(self._counts.values())}; use fewer slots"
+            fix = f"no partition is left for it: the topics have {max(counts.values())}; use fewer slots"
             raise ConfigError("kafka.slot", slot, fix)
         self._sought: dict[Place, int] = {}
         self._assigned = False
-        self._check_at = time.monotonic() + _CHECK_S
         self._consumer = client.consumer(group)
 
     def partitions(self) -> Sequence[Place]:
         """Return the (topic, partition) pairs of this slot."""
         return list(self._places)
 
-    def seek(self, topic: str, partition: int, offset: int) -> None:
-        """Go on at an offset.
+    def lost(self) -> Sequence[Place]:
+        """Return nothing: a slot keeps its partitions."""
+        return ()
+
+    def seek(self, topic: str, partition: int, offset: int | None) -> None:
+        """Go on at an offset; None: where `start` says.
 
         Raises
         ------
@@ -75,6 +79,8 @@ class KafkaSource:
         place = (topic, partition)
         if place not in self._places:
             raise StateError(f"topic {topic!r}, partition {partition} is not read by this slot")
+        if offset is None:
+            return
         first = self._consumer.first_offsets([place], _ANSWER_S)[place]
         end = self._consumer.end_offsets([place], _ANSWER_S)[place]
         if not first <= offset <= end:
@@ -94,8 +100,7 @@ class KafkaSource:
         """
         if not self._assigned:
             self._assign()
-        if time.monotonic() > self._check_at:
-            self._check()
+        self._known.check()
         return self._consumer.poll(max_rows, self._max_bytes, timeout_s)
 
     def lag(self) -> dict[Place, int]:
@@ -121,21 +126,43 @@ class KafkaSource:
         self._consumer.assign({place: self._sought.get(place, starts.get(place, 0)) for place in self._places})
         self._assigned = True
 
-    def _check(self) -> None:
-        """Ask for the partitions again.
 
-        Clients wait for a lost broker without a word, and nothing else would tell silence from a broken connection.
+class KnownPartitions:
+    """How many partitions topics had at the start. `check` asks again now and then.
+
+    Clients wait for a lost broker without a word, and nothing else would tell silence from a broken connection.
+
+    Raises
+    ------
+    ConfigError : a topic that is not there.
+    """
+
+    def __init__(self, client: Client, topics: Sequence[str]) -> None:
+        self._client = client
+        self._topics = list(topics)
+        self.counts = self._ask()
+        self._again_at = time.monotonic() + _CHECK_S
+
+    def check(self) -> None:
+        """Ask the cluster, if it is time to.
+
+        Raises
+        ------
+        StateError : a topic has other partitions than at the start.
+        BrokerUnavailable : no broker answers any more.
         """
-        self._check_at = time.monotonic() + _CHECK_S
-        for topic, count in self._count_partitions().items():
-            if count != self._counts[topic]:
+        if time.monotonic() < self._again_at:
+            return
+        self._again_at = time.monotonic() + _CHECK_S
+        for topic, count in self._ask().items():
+            if count != self.counts[topic]:
                 raise StateError(
-                    f"topic {topic!r} has {count} partitions now, and had {self._counts[topic]}: assets have moved "
+                    f"topic {topic!r} has {count} partitions now, and had {self.counts[topic]}: assets have moved "
                     "between them, away from their state. Drain the feed, then start it again under a new group, with "
                     "a state topic of as many partitions"
                 )
 
-    def _count_partitions(self) -> dict[str, int]:
+    def _ask(self) -> dict[str, int]:
         known = self._client.topics(_ANSWER_S)
         for topic in self._topics:
             if topic not in known:

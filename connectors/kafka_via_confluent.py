@@ -19,8 +19,10 @@ from confluent_kafka.admin import NewTopic as ConfluentTopic  # type: ignore[att
 from connectors.kafka_client import (
     Columns,
     Committed,
+    Member,
     NewTopic,
     Place,
+    Told,
     gather,
     out_of_range,
 )
@@ -42,9 +44,9 @@ class ConfluentClient:
     def __init__(self, settings: KafkaSettings) -> None:
         self.settings = settings
 
-    def consumer(self, group: str, *, fetch_wait_s: float = 0.1) -> ConfluentConsumer:
+    def consumer(self, group: str, *, fetch_wait_s: float = 0.1, member: Member | None = None) -> ConfluentConsumer:
         """Return a consumer of a group."""
-        return ConfluentConsumer(self._words("consumer"), group, fetch_wait_s)
+        return ConfluentConsumer(self._words("consumer"), group, fetch_wait_s, member or Member())
 
     def producer(
         self, transactional_id: str = "", *, timeout_s: float = 15.0, client_id: str = ""
@@ -54,6 +56,15 @@ class ConfluentClient:
         if client_id:
             words["client.id"] = client_id
         return ConfluentProducer(words, transactional_id, timeout_s)
+
+    def members(self, group: str, timeout_s: float = 10.0) -> set[str]:
+        """Return the names of a group's static members."""
+
+        def describe(admin: AdminClient) -> Any:
+            return admin.describe_consumer_groups([group], request_timeout=timeout_s)[group].result(timeout_s + 1)
+
+        found = self._ask(describe, f"listing the members of group {group!r}")
+        return {member.group_instance_id for member in found.members if member.group_instance_id}
 
     def topics(self, timeout_s: float = 10.0) -> dict[str, int]:
         """Return the number of partitions of every topic we may see."""
@@ -123,13 +134,16 @@ class ConfluentClient:
 class ConfluentConsumer:
     """`Consumer` over confluent-kafka."""
 
-    def __init__(self, words: Mapping[str, Any], group: str, fetch_wait_s: float) -> None:
+    def __init__(self, words: Mapping[str, Any], group: str, fetch_wait_s: float, member: Member) -> None:
         self._group = group
+        session_ms = int(member.session_s * 1000)
+        named = {"group.instance.id": member.name} if member.name else {}
         self._failed: PipelineError | None = None
         self._next: dict[Place, int] = {}
         self._consumer = confluent_kafka.Consumer(
             {
                 **words,
+                **named,
                 "error_cb": heard,
                 "group.id": group,
                 "isolation.level": "read_committed",
@@ -138,8 +152,9 @@ class ConfluentConsumer:
                 "auto.offset.reset": "error",
                 # Says how far a reader has got where the log ends in records it does not get to see.
                 "enable.partition.eof": True,
-                "session.timeout.ms": 6000,
-                "heartbeat.interval.ms": 2000,
+                "session.timeout.ms": session_ms,
+                # Members hear of a rebalance with a heartbeat, and all of them wait for the last to hear of it.
+                "heartbeat.interval.ms": min(300, session_ms // 3),
                 "max.poll.interval.ms": 300_000,
                 "partition.assignment.strategy": "cooperative-sticky",
                 "fetch.wait.max.ms": int(fetch_wait_s * 1000),
@@ -155,9 +170,25 @@ class ConfluentConsumer:
         self._next = dict(positions)
         self._consumer.assign([TopicPartition(*place, offset) for place, offset in positions.items()])
 
-    def subscribe(self, topics: Sequence[str]) -> None:
+    def subscribe(self, topics: Sequence[str], given: Told, taken: Told) -> None:
         """Join the group."""
-        self._consumer.subscribe(list(topics))
+
+        def assigned(consumer: Any, parts: Sequence[TopicPartition]) -> None:
+            """Hold new partitions back, at an offset that is not looked for: asking for one can block."""
+            held = [TopicPartition(at.topic, at.partition, confluent_kafka.OFFSET_BEGINNING) for at in parts]
+            consumer.incremental_assign(held)
+            consumer.pause(held)
+            given([(at.topic, at.partition) for at in parts])
+
+        def gone(_: Any, parts: Sequence[TopicPartition]) -> None:
+            taken([(at.topic, at.partition) for at in parts])
+
+        self._consumer.subscribe(list(topics), on_assign=assigned, on_revoke=gone, on_lost=gone)
+
+    def begin(self, topic: str, partition: int, offset: int) -> None:
+        """Deliver a partition that the group gave to this member."""
+        self.seek(topic, partition, offset)
+        self._consumer.resume([TopicPartition(topic, partition)])
 
     def poll(self, max_rows: int, max_bytes: int, timeout_s: float) -> list[Polled]:
         """Gather messages."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
+from kafka import ConsumerRebalanceListener, KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
 from kafka.admin import ConfigFilterType, ConfigResource, ConfigResourceType, KafkaAdminClient
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import (
@@ -26,8 +26,10 @@ from kafka.errors import (
 from connectors.kafka_client import (
     Columns,
     Committed,
+    Member,
     NewTopic,
     Place,
+    Told,
     gather,
     kafka_error,
     out_of_range,
@@ -51,9 +53,9 @@ class KafkaPythonClient:
             for name in ("kafka.admin", "kafka.net", "kafka.protocol"):
                 logging.getLogger(name).setLevel(logging.INFO)
 
-    def consumer(self, group: str, *, fetch_wait_s: float = 0.1) -> KafkaPythonConsumer:
+    def consumer(self, group: str, *, fetch_wait_s: float = 0.1, member: Member | None = None) -> KafkaPythonConsumer:
         """Return a consumer of a group."""
-        return KafkaPythonConsumer(self._words("consumer"), group, fetch_wait_s)
+        return KafkaPythonConsumer(self._words("consumer"), group, fetch_wait_s, member or Member())
 
     def producer(
         self, transactional_id: str = "", *, timeout_s: float = 15.0, client_id: str = ""
@@ -63,6 +65,12 @@ class KafkaPythonClient:
         if client_id:
             words["client_id"] = client_id
         return KafkaPythonProducer(words, transactional_id, timeout_s)
+
+    def members(self, group: str, timeout_s: float = 10.0) -> set[str]:
+        """Return the names of a group's static members."""
+        with self._admin(f"listing the members of group {group!r}", timeout_s) as admin:
+            found = admin.describe_groups([group])[group]
+        return {member["group_instance_id"] for member in found["members"] if member["group_instance_id"]}
 
     def topics(self, timeout_s: float = 10.0) -> dict[str, int]:
         """Return the number of partitions of every topic we may see."""
@@ -120,19 +128,23 @@ class KafkaPythonClient:
 class KafkaPythonConsumer:
     """`Consumer` over kafka-python."""
 
-    def __init__(self, words: Mapping[str, Any], group: str, fetch_wait_s: float) -> None:
+    def __init__(self, words: Mapping[str, Any], group: str, fetch_wait_s: float, member: Member) -> None:
         self._group = group
+        session_ms = int(member.session_s * 1000)
+        named = {"group_instance_id": member.name} if member.name else {}
         self._failed: PipelineError | None = None
         with _connecting("connecting a consumer"):
             self._consumer = KafkaConsumer(
                 **words,
+                **named,
                 group_id=group,
                 isolation_level="read_committed",
                 enable_auto_commit=False,
                 auto_offset_reset="none",
                 allow_auto_create_topics=False,
-                session_timeout_ms=6000,
-                heartbeat_interval_ms=2000,
+                session_timeout_ms=session_ms,
+                # Members hear of a rebalance with a heartbeat, and all of them wait for the last to hear of it.
+                heartbeat_interval_ms=min(300, session_ms // 3),
                 max_poll_interval_ms=300_000,
                 partition_assignment_strategy=[CooperativeStickyAssignor],
                 # A third more rows a second than with the default of 1 MB.
@@ -147,13 +159,18 @@ class KafkaPythonConsumer:
         for place, offset in positions.items():
             self.seek(*place, offset)
 
-    def subscribe(self, topics: Sequence[str]) -> None:
+    def subscribe(self, topics: Sequence[str], given: Told, taken: Told) -> None:
         """Join the group."""
         with _errors("joining the group"):
-            self._consumer.subscribe(list(topics))
+            self._consumer.subscribe(list(topics), listener=_Listener(self._consumer, given, taken))
             # A leader that joins before it knows the topics gives nobody a partition, for minutes.
             for topic in topics:
                 self._consumer.partitions_for_topic(topic)
+
+    def begin(self, topic: str, partition: int, offset: int) -> None:
+        """Deliver a partition that the group gave to this member."""
+        self.seek(topic, partition, offset)
+        self._consumer.resume(TopicPartition(topic, partition))
 
     def poll(self, max_rows: int, max_bytes: int, timeout_s: float) -> list[Polled]:
         """Gather messages."""
@@ -229,6 +246,30 @@ class KafkaPythonConsumer:
         place = (at.topic, at.partition)
         first, end = self.first_offsets([place], 10.0)[place], self.end_offsets([place], 10.0)[place]
         return out_of_range(*place, int(offset), first, end)
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Passes on what the group does, and holds new partitions back."""
+
+    def __init__(self, consumer: Any, given: Told, taken: Told) -> None:
+        self._consumer = consumer
+        self._given = given
+        self._taken = taken
+
+    def on_partitions_assigned(self, assigned: Sequence[Any]) -> None:
+        """Hold new partitions back, at any offset that is not looked for: asking for one can block."""
+        for at in assigned:
+            self._consumer.seek(at, 0)
+            self._consumer.pause(at)
+        self._given([(at.topic, at.partition) for at in assigned])
+
+    def on_partitions_revoked(self, revoked: Sequence[Any]) -> None:
+        """Pass on what went away."""
+        self._taken([(at.topic, at.partition) for at in revoked])
+
+    def on_partitions_lost(self, lost: Sequence[Any]) -> None:
+        """Pass on what went away without a word."""
+        self._taken([(at.topic, at.partition) for at in lost])
 
 
 class KafkaPythonProducer:

@@ -56,8 +56,14 @@ class MemorySource:
         """Return the (topic, partition) pairs."""
         return list(self._logs)
 
-    def seek(self, topic: str, partition: int, offset: int) -> None:
-        """Go on at the first message whose offset is `offset` or more."""
+    def lost(self) -> Sequence[tuple[str, int]]:
+        """Return nothing: a partition here is never taken away."""
+        return ()
+
+    def seek(self, topic: str, partition: int, offset: int | None) -> None:
+        """Go on at the first message whose offset is `offset` or more; None: where it is."""
+        if offset is None:
+            return
         items = self._logs[topic, partition]
         for i, item in enumerate(items):
             if isinstance(item, Polled) and len(item) and item.offset[-1] >= offset:
@@ -147,6 +153,10 @@ class MemoryCommitter:
             position = batch.positions.get(key, position)
             states.update((state.asset, state) for state in batch.states.get(key, ()))
         return None if position is None else Restored(position, list(states.values()))
+
+    def rotation(self, topic: str, partition: int) -> tuple[int, int]:
+        """Return that everything that changed is saved in full."""
+        return (1, 0)
 
     def commit(self, batch: Batch) -> None:
         """Take a batch, unless a button was pressed.

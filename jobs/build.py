@@ -69,9 +69,9 @@ def with_profile(settings: Settings, profile: Profile) -> Settings:
     return settings.model_copy(update={"run": settings.run.model_copy(update=profile._asdict())})
 
 
-def chain_of(settings: Settings, mapping: FieldMapping) -> Chain:
+def chain_of(settings: Settings, mapping: FieldMapping, *, journal: bool = False) -> Chain:
     """Return the feed's chain for messages of that mapping, without a model yet."""
-    return Chain(specs.chain_spec(settings, mapping.format))
+    return Chain(specs.chain_spec(settings, mapping.format), journal=journal)
 
 
 class Feed(NamedTuple):
@@ -114,20 +114,30 @@ def file_source(settings: Settings, path: Path | None = None) -> tuple[Source, F
 
 
 def _kafka_feed(settings: Settings) -> Feed:
-    from connectors.kafka_client import connect
-    from connectors.kafka_commit import KafkaCommitter
+    from connectors.kafka_client import Member, connect
+    from connectors.kafka_commit import KafkaCommitter, transactional_id
+    from connectors.kafka_group_source import KafkaGroupSource
     from connectors.kafka_source import KafkaSource
 
     k = settings.kafka
     client = connect(specs.kafka_settings(settings), k.client)
-    source = KafkaSource(client, [k.topic], k.group, slot=k.slot, slots=k.slots)
+    source: KafkaSource | KafkaGroupSource
+    if k.assignment == "group":
+        member = Member(transactional_id(k.group, k.slot), k.session_s)
+        source = KafkaGroupSource(client, [k.topic], k.group, member=member, start=k.start)
+    else:
+        source = KafkaSource(client, [k.topic], k.group, slot=k.slot, slots=k.slots, start=k.start)
     committer = KafkaCommitter(
         client,
         group=k.group,
         slot=k.slot,
+        slots=k.slots,
+        group_metadata=source.group_metadata if isinstance(source, KafkaGroupSource) else None,
         alerts_topic=k.alerts_topic,
         dead_topic=k.dead_topic,
         state_topics={k.topic: k.state_topic},
+        snapshot_every=k.snapshot_every,
+        resume=k.aged_out == "resume",
         config_id=config_id(settings),
         scores=_scores_topic(settings),
         commit_timeout_s=k.commit_timeout_s,

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from jobs import build
+from jobs.beside import Beside
 from jobs.stopping import until_signal
 from pipeline.chain import Chain
 from pipeline.errors import BundleError, DeviceUnavailable
-from pipeline.runner import Runner, Step
+from pipeline.protocols import Restored
+from pipeline.runner import Runner, Step, at_once
 
 if TYPE_CHECKING:
     from jobs.console import Console
@@ -46,7 +48,8 @@ def run(settings: Settings, console: Console, told: Callable[[Step], None] | Non
 
 def _watch(settings: Settings, console: Console, told: Callable[[Step], None] | None) -> Counter[str]:
     feed = build.open_feed(settings, console)
-    chain = build.chain_of(settings, feed.mapping)
+    from_kafka = settings.source.type == "kafka"
+    chain = build.chain_of(settings, feed.mapping, journal=from_kafka)
     history = build.history_of(settings)
     watch = _Watch(settings, chain, console, told, history.flush if history is not None else lambda: None)
     watch.follow_champion()
@@ -59,6 +62,8 @@ def _watch(settings: Settings, console: Console, told: Callable[[Step], None] | 
         commit_interval_s=settings.run.commit_interval_s,
         publish_scores=build.publishes_scores(settings),
         observe=watch.after,
+        given=watch.given,
+        spawn=Beside[Restored | None]().spawn if from_kafka and settings.kafka.assignment == "group" else at_once,
     )
     try:
         with until_signal() as stopped:
@@ -95,6 +100,16 @@ class _Watch:
         self.counts["alerts"] += sum(a.state == "open" for a in step.output.alerts)
         if self._told is not None:
             self._told(step)
+
+    def given(self, topic: str, partition: int, restored: Restored) -> None:
+        """Take a partition over: with the model that it was left with, or a newer one."""
+        if restored.model_id != self._chain.model_id:
+            self.follow_champion()
+        self.counts["missed"] += restored.missed
+        if restored.missed:
+            self._console.warn(
+                f"{topic}[{partition}]: {restored.missed} messages have expired unread, going on at {restored.position}"
+            )
 
     def between(self) -> bool:
         """Do between two steps what is due; never asks to stop."""

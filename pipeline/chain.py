@@ -6,9 +6,9 @@ partition knows is one `AssetTable`; the engine owns the windows of all partitio
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from zlib import crc32
 
 import numpy as np
 
@@ -16,15 +16,17 @@ from pipeline.alert import AlertSpec, alert_columns, decide
 from pipeline.align import Aligned, AlignSpec, align, align_columns
 from pipeline.bundle import Bundle, Calibration, SmootherSpec
 from pipeline.decode import Decoded, FieldMapping, decode
-from pipeline.errors import BundleError, StateError
+from pipeline.delta import Delta, Journal, patched
+from pipeline.errors import BundleError
 from pipeline.gate import GateSpec, gate, gate_columns
-from pipeline.protocols import AssetState, Engine, RawWindows, Restored
+from pipeline.protocols import AssetState, Engine, Restored
 from pipeline.smooth import smooth, smoother_columns
 from pipeline.state import AssetTable, Column
 from pipeline.threshold import hold
-from pipeline.values import Bool, Int32, Output, Polled, Rows, Scores, Status, Verdicts
+from pipeline.values import Bool, Int32, Output, Polled, Rows, Scores, Status, UInt32, Verdicts
+from pipeline.window_bytes import fit_windows, join_windows, pack_windows, unpack_window
 
-_WINDOW_HEAD = struct.Struct("<III")  # rows kept, channels, count
+Place = tuple[str, int]  # topic, partition
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,21 +57,48 @@ def front(polled: Polled, table: AssetTable, spec: ChainSpec) -> tuple[Decoded, 
 
 @dataclass(slots=True)
 class _Partition:
+    """What a worker keeps of one partition. Arrays are by asset code."""
+
     topic: str
     table: AssetTable
-    slots: Int32 = field(default_factory=lambda: np.empty(0, np.int32))  # of the engine, by asset code
-    cal_row: Int32 = field(default_factory=lambda: np.empty(0, np.int32))  # of the calibration, by asset code
-    changed: set[int] = field(default_factory=set)  # codes whose state differs from the last snapshot
+    journal: Journal | None
+    slots: Int32 = field(default_factory=lambda: np.empty(0, np.int32))  # of the engine
+    cal_row: Int32 = field(default_factory=lambda: np.empty(0, np.int32))  # of the calibration
+    changed: Bool = field(default_factory=lambda: np.empty(0, np.bool_))  # since the last commit
+    unsaved: Bool = field(default_factory=lambda: np.empty(0, np.bool_))  # differs from the last snapshot
+    share: UInt32 = field(default_factory=lambda: np.empty(0, np.uint32))  # hash that says when its snapshot is due
+    save_all: bool = False  # a longer window cannot be made up from rows that were kept for a shorter one
+
+    def grow(self) -> None:
+        """Make room for assets that were seen for the first time."""
+        new = self.table.names[len(self.share) :]
+        if new:
+            self.changed = np.concatenate([self.changed, np.zeros(len(new), np.bool_)])
+            self.unsaved = np.concatenate([self.unsaved, np.zeros(len(new), np.bool_)])
+            self.share = np.concatenate([self.share, np.array([crc32(name.encode()) for name in new], np.uint32)])
+
+    def take_due(self, every: int, turn: int) -> Int32:
+        """Return the codes of the assets that are to be saved now, rising."""
+        due = self.unsaved if every == 1 or self.save_all else self.unsaved & (self.share % np.uint32(every) == turn)
+        codes = np.flatnonzero(due).astype(np.int32)
+        self.unsaved[codes] = False
+        self.save_all = False
+        return codes
 
 
 class Chain:
     """One worker's fold over the partitions it has.
 
     Without an engine it collects: rows are decoded, aligned and gated, data-quality alerts go out, nothing is scored.
+
+    Parameters
+    ----------
+    journal : note what changes from one `take_states` to the next; off, state can be saved in full only.
     """
 
-    def __init__(self, spec: ChainSpec) -> None:
+    def __init__(self, spec: ChainSpec, *, journal: bool = False) -> None:
         self.spec = spec
+        self._journals = journal
         self._gate = spec.gate
         self._engine: Engine | None = None
         self._calibration: Calibration | None = None
@@ -94,8 +123,9 @@ class Chain:
         for part in self._partitions.values():
             slots = engine.allocate(part.table.names)
             if self._engine is not None and len(slots):
-                engine.load(slots, _fit_windows(self._engine.dump(part.slots), engine.rows_kept))
+                engine.load(slots, fit_windows(self._engine.dump(part.slots), engine.rows_kept))
                 self._engine.drop(part.slots)
+                part.save_all |= engine.rows_kept > self._engine.rows_kept
             part.slots = slots
         self._engine, self._calibration, self._rows = engine, calibration, calibration.row_of()
         self._gate = _stuck_from(self.spec, bundle)
@@ -118,8 +148,11 @@ class Chain:
             for part, rows, verdict in zip(parts, frames, verdicts, strict=True)
             for alert in decide(rows, verdict, part.topic, part.table, self.spec.alert)
         ]
-        for part, (decoded, _) in zip(parts, fronts, strict=True):
-            part.changed.update(np.unique(decoded.rows.asset).tolist())
+        for part, (decoded, aligned) in zip(parts, fronts, strict=True):
+            part.grow()
+            part.changed[decoded.rows.asset] = True
+            if part.journal is not None and self._engine is not None:
+                part.journal.note(aligned.rows)
         dead = [letter for decoded, _ in fronts for letter in decoded.dead]
         return Output(
             rows=[decoded.rows for decoded, _ in fronts],
@@ -129,41 +162,70 @@ class Chain:
             counts=_counts(polled, fronts, verdicts),
         )
 
-    def take_states(self) -> dict[tuple[str, int], list[AssetState]]:
-        """Return the state of every asset that changed since the last call."""
-        out = {}
-        for key, part in self._partitions.items():
-            if part.changed:
-                out[key] = self._states(part, np.array(sorted(part.changed), np.int32))
-                part.changed = set()
-        return out
+    def take_states(
+        self, rotations: Mapping[Place, tuple[int, int]]
+    ) -> tuple[dict[Place, list[AssetState]], dict[Place, Delta]]:
+        """Return what is to be saved of some partitions: assets in full, and what else changed since the last call.
+
+        Parameters
+        ----------
+        rotations : (topic, partition) -> (K, turn): save the share `turn` of K of the assets that changed since they
+            were last saved, so that K calls save them all. K = 1: all of them now, and no deltas.
+        """
+        states, deltas = {}, {}
+        for key, (every, turn) in rotations.items():
+            part = self._partition(*key)
+            codes = np.flatnonzero(part.changed).astype(np.int32)
+            part.unsaved |= part.changed
+            part.changed[:] = False
+            if part.journal is not None and every > 1:
+                deltas[key] = part.journal.take(self.model_id, part.table, codes)
+            elif part.journal is not None:
+                part.journal.forget()
+            due = part.take_due(every, turn)
+            if len(due):
+                states[key] = self._states(part, due)
+        return states, deltas
 
     def restore(self, topic: str, partition: int, restored: Restored) -> None:
-        """Put a partition back as it was when `restored` was committed.
+        """Put a partition back as it was when `restored` was committed. Nothing is scored or decided again.
 
         Raises
         ------
-        StateError : the state was written by another program version or configuration.
+        StateError : the state was written by another program version or configuration, or is not whole.
         """
+        self.drop(topic, partition)
         part = self._partition(topic, partition)
-        codes = np.array([part.table.unpack(s.asset, s.columns) for s in restored.assets], np.int32)
-        part.changed = set()
+        columns = patched({s.asset: s.columns for s in restored.assets}, restored.deltas)
+        for name, packed in columns.items():
+            part.table.unpack(name, packed)
+        part.grow()
+        part.unsaved[[part.table.index[name] for delta in restored.deltas for name in delta.assets]] = True
         self._allot(part)
-        if self._engine is None or not len(codes):
+        if self._engine is None:
             return
-        windows = [_unpack_window(s.asset, s.window) for s in restored.assets if s.window]
-        kept = np.array([bool(s.window) for s in restored.assets])
+        windows = {part.table.index[s.asset]: unpack_window(s.asset, s.window) for s in restored.assets if s.window}
         if windows:
-            channels = len(self.spec.mapping.channels)
-            raw = _join_windows(windows, self._engine.rows_kept, channels)
-            self._engine.load(part.slots[codes[kept]], raw)
+            raw = join_windows(list(windows.values()), self._engine.rows_kept, len(self.spec.mapping.channels))
+            self._engine.load(part.slots[list(windows)], raw)
+        for delta in restored.deltas:
+            codes = np.array([part.table.index[name] for name in delta.assets], np.int32)
+            rows = delta.rows(partition, codes)
+            self._engine.fill([(rows, part.slots[rows.asset])])
+
+    def drop(self, topic: str, partition: int) -> None:
+        """Forget a partition: another worker has it now."""
+        part = self._partitions.pop((topic, partition), None)
+        if part is not None and self._engine is not None and len(part.slots):
+            self._engine.drop(part.slots)
 
     def _partition(self, topic: str, partition: int) -> _Partition:
         key = (topic, partition)
         if key not in self._partitions:
             channels = len(self.spec.mapping.channels)
             columns = {**front_columns(self.spec), **smoother_columns(self.spec.smoother), **alert_columns(channels)}
-            self._partitions[key] = _Partition(topic, AssetTable(columns, self.spec.max_assets))
+            table = AssetTable(columns, self.spec.max_assets)
+            self._partitions[key] = _Partition(topic, table, Journal(channels) if self._journals else None)
         return self._partitions[key]
 
     def _judge(self, parts: Sequence[_Partition], frames: Sequence[Rows]) -> list[Verdicts]:
@@ -196,7 +258,7 @@ class Chain:
         columns = [part.table.pack(code) for code in codes.tolist()]
         windows = [b""] * len(codes)
         if self._engine is not None:
-            windows = _pack_windows(self._engine.dump(part.slots[codes]))
+            windows = pack_windows(self._engine.dump(part.slots[codes]))
         names = [part.table.names[code] for code in codes.tolist()]
         return [AssetState(*state) for state in zip(names, columns, windows, strict=True)]
 
@@ -270,42 +332,3 @@ def _counts(
         for name, count in aligned.counts.items():
             counts[name] = counts.get(name, 0) + count
     return counts
-
-
-def _pack_windows(raw: RawWindows) -> list[bytes]:
-    k, kept, channels = raw.x.shape
-    head = [_WINDOW_HEAD.pack(kept, channels, int(c)) for c in raw.count]
-    return [head[i] + raw.x[i].tobytes() + np.packbits(raw.observed[i]).tobytes() for i in range(k)]
-
-
-def _unpack_window(asset: str, packed: bytes) -> RawWindows:
-    kept, channels, count = _WINDOW_HEAD.unpack_from(packed)
-    values = kept * channels
-    size = _WINDOW_HEAD.size + 4 * values + (values + 7) // 8
-    if len(packed) != size:
-        raise StateError(f"saved window of asset {asset!r} has {len(packed)} bytes, {size} expected")
-    x = np.frombuffer(packed, np.float32, values, _WINDOW_HEAD.size).reshape(1, kept, channels)
-    bits = np.frombuffer(packed, np.uint8, offset=_WINDOW_HEAD.size + 4 * values)
-    observed = np.unpackbits(bits, count=values).astype(np.bool_).reshape(1, kept, channels)
-    return RawWindows(x, observed, np.array([count], np.int32))
-
-
-def _join_windows(windows: Sequence[RawWindows], kept: int, channels: int) -> RawWindows:
-    if any(w.x.shape[2] != channels for w in windows):
-        raise StateError(f"saved windows have other channels than the configured {channels}")
-    fitted = [_fit_windows(w, kept) for w in windows]
-    return RawWindows(
-        np.concatenate([w.x for w in fitted]),
-        np.concatenate([w.observed for w in fitted]),
-        np.concatenate([w.count for w in fitted]),
-    )
-
-
-def _fit_windows(raw: RawWindows, kept: int) -> RawWindows:
-    """Return the windows cut or padded at their old end, so that they hold `kept` rows."""
-    k, had, channels = raw.x.shape
-    take = min(had, kept)
-    x = np.zeros((k, kept, channels), np.float32)
-    observed = np.zeros((k, kept, channels), np.bool_)
-    x[:, kept - take :], observed[:, kept - take :] = raw.x[:, had - take :], raw.observed[:, had - take :]
-    return RawWindows(x, observed, np.minimum(raw.count, kept).astype(np.int32))

@@ -11,8 +11,10 @@ PipelineError
 ├── BundleError            a bundle that is damaged, or does not fit: refused, the champion stays
 ├── GateRefused            a candidate that may not be promoted, with the reasons; exit code 4
 ├── StateError             saved state that does not fit this program or this log
+│   └── Fenced             a newer process has taken this one's place
 └── Unavailable            something outside is not there; retriable, exit code 75
     ├── BrokerUnavailable
+    │   └── Rebalanced     the group moved partitions while a commit was under way: nothing was committed
     ├── DeviceUnavailable  an accelerator that is lost or full: the watch goes on with the CPU
     └── SinkUnavailable    a sink that does not take what it is given (disk full, topic missing)
 """
@@ -81,6 +83,10 @@ class StateError(PipelineError):
     """Saved state that does not fit this program, this configuration or this log."""
 
 
+class Fenced(StateError):  # noqa: N818 - reads as the fact it states
+    """A newer process has taken this one's place: this one is of no more use."""
+
+
 class Unavailable(PipelineError):  # noqa: N818 - reads as the fact it states
     """Something outside is not there now."""
 
@@ -93,6 +99,10 @@ class BrokerUnavailable(Unavailable):
 
 class DeviceUnavailable(Unavailable):
     """An accelerator that is lost, or whose memory is full."""
+
+
+class Rebalanced(BrokerUnavailable):
+    """Partitions may belong to other workers now. What was about to be committed was not."""
 
 
 class SinkUnavailable(Unavailable):

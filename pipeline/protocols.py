@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from pipeline.delta import Delta
 from pipeline.values import Alert, Bool, DeadLetter, Float32, Int32, Polled, Rows, Scored, Scores, Verdicts
 
 
@@ -71,7 +72,16 @@ class Source(Protocol):
         """Return the (topic, partition) pairs this source reads now."""
         ...
 
-    def seek(self, topic: str, partition: int, offset: int) -> None: ...
+    def lost(self) -> Sequence[tuple[str, int]]:
+        """Return the partitions that were taken away since the last call, those that came back among them.
+
+        Nothing is delivered of one that came back, nor of one that is new, before it is sought.
+        """
+        ...
+
+    def seek(self, topic: str, partition: int, offset: int | None) -> None:
+        """Go on at an offset; None: where this source starts by itself."""
+        ...
 
     def poll(self, max_rows: int, timeout_s: float) -> list[Polled]:
         """Return what is there, at most about `max_rows` messages, waiting at most `timeout_s`; [] is no end."""
@@ -99,6 +109,9 @@ class Restored:
 
     position: int  # the next offset to read
     assets: Sequence[AssetState] = ()
+    deltas: Sequence[Delta] = ()  # in order; what changed in `assets` (and what is new) after they were saved
+    model_id: str = ""  # that served at the last commit; "" where that is not known
+    missed: int = 0  # messages before `position` that were never read: the log has dropped them
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +121,8 @@ class Batch:
     positions: Mapping[tuple[str, int], int]  # (topic, partition) -> next offset
     alerts: Sequence[Alert] = ()
     dead: Sequence[DeadLetter] = ()
-    states: Mapping[tuple[str, int], Sequence[AssetState]] = field(default_factory=dict)  # of the assets that changed
+    states: Mapping[tuple[str, int], Sequence[AssetState]] = field(default_factory=dict)  # assets saved in full
+    deltas: Mapping[tuple[str, int], Delta] = field(default_factory=dict)
     scored: Sequence[Scored] = ()  # empty unless the committer publishes scores
 
 
@@ -119,7 +133,18 @@ class Committer(Protocol):
         """Return where the partition goes on (None: it was never committed)."""
         ...
 
-    def commit(self, batch: Batch) -> None: ...
+    def rotation(self, topic: str, partition: int) -> tuple[int, int]:
+        """Return (K, turn): the share of unsaved assets that the next commit must save; see `Chain.take_states`."""
+        ...
+
+    def commit(self, batch: Batch) -> None:
+        """Publish a batch. The same batch again, after an error that is retriable, is published once.
+
+        Raises
+        ------
+        Rebalanced : partitions may have moved: nothing was published. Ask the source, then commit what is left.
+        """
+        ...
 
     def close(self) -> None: ...
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from pipeline.errors import ConfigError, StateError
+from pipeline.values import Int32, UInt8
 
 _MAGIC = b"mws1"
 _FIRST_CAPACITY = 16
@@ -90,9 +91,17 @@ class AssetTable:
 
     def pack(self, code: int) -> bytes:
         """Return one asset's state as bytes: layout hash, widths of growing axes, then the columns in order."""
+        return self.pack_all(np.array([code], np.int32)).tobytes()
+
+    def pack_all(self, codes: Int32) -> UInt8:
+        """Return the packed state of k assets, (k, S); S grows with the widths."""
         widths = [self._width[name] for name in sorted(self._width)]
-        head = _MAGIC + self.layout + struct.pack(f"<{len(widths)}I", *widths)
-        return head + b"".join(self._arrays[name][code].tobytes() for name in self._columns)
+        head = np.frombuffer(_MAGIC + self.layout + struct.pack(f"<{len(widths)}I", *widths), np.uint8)
+        parts = [np.broadcast_to(head, (len(codes), len(head)))]
+        for column in self._arrays.values():
+            taken = np.ascontiguousarray(column[codes])
+            parts.append(taken.reshape(len(codes), int(np.prod(taken.shape[1:]))).view(np.uint8))
+        return np.concatenate(parts, axis=1)
 
     def unpack(self, name: str, packed: bytes) -> int:
         """Put an asset's packed state back under its name; return its code.

@@ -33,6 +33,9 @@ class Kafka(Section):
     )
     topic: str = option("readings", "", "the topic that readings come from")
     group: str = option("midwatch", "", "the consumer group; transactional ids derive from it", min_length=1)
+    assignment: Literal["group", "fixed"] = option(
+        "group", "", "who shares out the partitions: the consumer group, or slot numbers (p mod slots = slot)"
+    )
     slot: int = option(0, "", "this worker's number; two live workers never share one", ge=0)
     slots: int = option(1, "workers", "how many workers there are at most; the same for all", ge=1)
     alerts_topic: str = option("midwatch.alerts", "", "where alerts go", min_length=1)
@@ -43,6 +46,15 @@ class Kafka(Section):
     )
     scores_top: int = option(0, "channels", "each score tells about so many, the worst; 0: about all", ge=0)
     start: Literal["earliest", "latest"] = option("earliest", "", "where a group begins that never committed")
+    session_s: float = option(
+        6.0, "s", "a worker silent for that long loses its partitions; brokers allow 6 and more by default", gt=0
+    )
+    snapshot_every: int = option(
+        32, "commits", "an asset's state is written in full once in so many; between, only what changed", ge=1
+    )
+    aged_out: Literal["stop", "resume"] = option(
+        "stop", "", "what to do where unread messages have expired: stop, or tell how many and go on without them"
+    )
     commit_timeout_s: float = option(15.0, "s", "a transaction that takes longer ends the process; it recovers", gt=0)
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = option(
         "PLAINTEXT", "", "with or without TLS (SSL) and a password (SASL)"

@@ -1,0 +1,124 @@
+"""Messages from Kafka topics whose partitions a consumer group shares out among the workers, and moves as they change.
+
+Rebalancing is cooperative: partitions that stay with a worker are read on. One that comes is held back until its state
+is restored; of one that goes, what was read and not yet handed over is dropped, and its next owner reads it again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any, Final
+
+from connectors.kafka_client import Client, Member, Place
+from connectors.kafka_source import KnownPartitions
+from pipeline.errors import ConfigError
+from pipeline.values import Polled
+
+_ANSWER_S: Final = 10.0  # how long an answer may take
+
+
+class KafkaGroupSource:
+    """`Source` over Kafka, as a member of a group. Offsets are committed by nobody but the `KafkaCommitter`.
+
+    Parameters
+    ----------
+    client : the library and the cluster, see `connectors.kafka_client.connect`.
+    topics : read side by side.
+    group : consumer group.
+    member : this worker in it.
+    start : `earliest` or `latest`: where a partition starts that was never committed.
+    max_bytes : about how much one poll may hold.
+
+    Raises
+    ------
+    ConfigError : a topic that is not there.
+    BrokerUnavailable : no broker answers.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        topics: Sequence[str],
+        group: str,
+        *,
+        member: Member,
+        start: str = "earliest",
+        max_bytes: int = 32 << 20,
+    ) -> None:
+        if start not in ("earliest", "latest"):
+            raise ConfigError("kafka.start", start, "earliest or latest")
+        self._start = start
+        self._max_bytes = max_bytes
+        self._known = KnownPartitions(client, topics)
+        self._mine: set[Place] = set()
+        self._begun: set[Place] = set()
+        self._lost: list[Place] = []
+        self._lock = threading.Lock()  # a client may tell of partitions in a thread of its own
+        self._consumer = client.consumer(group, member=member)
+        self._consumer.subscribe(list(topics), self._given, self._taken)
+
+    def partitions(self) -> Sequence[Place]:
+        """Return the (topic, partition) pairs that are this worker's now."""
+        with self._lock:
+            return sorted(self._mine)
+
+    def lost(self) -> Sequence[Place]:
+        """Return the partitions that were taken away since the last call, those that came back among them."""
+        with self._lock:
+            lost, self._lost = self._lost, []
+            return lost
+
+    def seek(self, topic: str, partition: int, offset: int | None) -> None:
+        """Let a partition go on at an offset; None: where `start` says. One that was lost meanwhile stays lost."""
+        place = (topic, partition)
+        if offset is None:
+            ask = self._consumer.first_offsets if self._start == "earliest" else self._consumer.end_offsets
+            offset = ask([place], _ANSWER_S)[place]
+        with self._lock:
+            if place in self._mine:
+                self._consumer.begin(topic, partition, offset)
+                self._begun.add(place)
+
+    def poll(self, max_rows: int, timeout_s: float) -> list[Polled]:
+        """Gather messages until there are `max_rows`, `max_bytes`, or `timeout_s` has passed.
+
+        Raises
+        ------
+        StateError : a position has aged out, or a topic has other partitions than at the start.
+        Fenced : a newer process holds the slot.
+        BrokerUnavailable : no broker answers any more.
+        """
+        self._known.check()
+        polled = self._consumer.poll(max_rows, self._max_bytes, timeout_s)
+        with self._lock:
+            return [p for p in polled if (p.topic, p.partition) in self._begun]
+
+    def group_metadata(self) -> Any:
+        """Return who this member is, for the commit: the broker refuses that of one that is no member any more."""
+        return self._consumer.group_metadata()
+
+    def lag(self) -> dict[Place, int]:
+        """Return how many messages of each partition are still to be read."""
+        with self._lock:
+            begun = sorted(self._begun)
+        ends = self._consumer.end_offsets(begun, _ANSWER_S) if begun else {}
+        return {place: max(ends[place] - self._consumer.position(*place), 0) for place in begun}
+
+    def ended(self) -> bool:
+        """A topic never ends."""
+        return False
+
+    def close(self) -> None:
+        """Let go of the connections. The group keeps a static member's partitions for its session."""
+        self._consumer.close()
+
+    def _given(self, places: Sequence[Place]) -> None:
+        with self._lock:
+            self._mine.update(places)
+
+    def _taken(self, places: Sequence[Place]) -> None:
+        with self._lock:
+            self._mine.difference_update(places)
+            self._begun.difference_update(places)
+            self._lost += places
