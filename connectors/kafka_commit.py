@@ -137,7 +137,7 @@ class KafkaCommitter:
         Fenced : a newer process holds the slot: this one is of no more use.
         StateError : a record is too large.
         """
-        if not batch.positions and not batch.alerts and not batch.dead:
+        if not (batch.positions or batch.alerts or batch.dead or batch.states):
             return
         self._reopen()
         counts = {place: self._count(*place).next(self._every) for place in batch.positions}

@@ -14,7 +14,7 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import msgspec
@@ -126,19 +126,27 @@ def read_state_partition(reader: Consumer, topic: str, partition: int, timeout_s
     StateError : a record that is not one of ours, or records that are missing.
     """
     newest = _newest_records(reader, topic, partition, timeout_s)
+    return assembled(newest, f"state topic {topic!r}, partition {partition}")
+
+
+def assembled(newest: Mapping[bytes, bytes], where: str) -> StatePartition:
+    """Return what the newest record of each key adds up to.
+
+    Raises
+    ------
+    StateError : a record that is not one of ours, or records that are missing.
+    """
     commits = [unpack_delta(value) for key, value in newest.items() if _is_delta(key)]
     saved = [unpack_state(key, value) for key, value in sorted(newest.items()) if not _is_delta(key)]
     if not commits:
         if saved:
-            raise StateError(
-                f"state topic {topic!r}, partition {partition} has assets, but no commit: records are lost"
-            )
+            raise StateError(f"{where} has assets, but no commit: records were lost")
         return StatePartition(NOTHING, [], [])
     last = max((head for head, _ in commits), key=lambda head: head.n)
-    deltas = _of_last_commits(last, commits, f"state topic {topic!r}, partition {partition}")
+    deltas = _of_last_commits(last, commits, where)
     saved_at = {state.asset: n for state, n in saved}
     later = [delta.only(_is_later(delta, n, saved_at)) for n, delta in deltas]
-    return StatePartition(last, [state for state, _ in saved], later)
+    return StatePartition(last, [state for state, _ in saved], [delta for delta in later if delta.assets])
 
 
 def unpack_delta(value: bytes) -> tuple[CommitHead, Delta]:
@@ -161,18 +169,25 @@ def unpack_delta(value: bytes) -> tuple[CommitHead, Delta]:
 
 
 def _pieces(delta: Delta, most_bytes: int) -> list[Delta]:
-    """Cut a delta by assets until each piece fits, by its size before compression."""
-    names = sum(len(name.encode()) for name in delta.assets) + 4 * len(delta.assets)
-    size = names + delta.columns.nbytes + len(delta.asset) * (14 + 5 * delta.x.shape[1]) + 512
+    """Cut a delta, by assets and then by rows, until each piece fits by its size before compression."""
+    k, n = len(delta.assets), len(delta.asset)
+    names = sum(len(name.encode()) for name in delta.assets) + 4 * k
+    size = names + delta.columns.nbytes + n * (14 + 5 * delta.x.shape[1]) + 512
     if size <= most_bytes:
         return [delta]
-    if len(delta.assets) <= 1:
+    if k > 1:
+        first = np.arange(k) < k // 2
+        parts = [delta.only(first), delta.only(~first)]
+    elif n > 1:
+        # The second piece is of rows alone: its columns differ in nothing.
+        same = replace(delta, whole=np.zeros_like(delta.whole), columns=np.zeros_like(delta.columns))
+        parts = [delta.between(0, n // 2), same.between(n // 2, n)]
+    else:
         raise StateError(
             f"what changed in asset {(*delta.assets, '')[0]!r} takes {size} bytes, more than {most_bytes} fit into a "
-            "record. Raise kafka.max_record_bytes and the topic's max.message.bytes, or lower run.max_rows"
+            "record. Raise kafka.max_record_bytes and the topic's max.message.bytes"
         )
-    first = np.arange(len(delta.assets)) < len(delta.assets) // 2
-    return [*_pieces(delta.only(first), most_bytes), *_pieces(delta.only(~first), most_bytes)]
+    return [piece for part in parts for piece in _pieces(part, most_bytes)]
 
 
 def _pack_delta(delta: Delta | None, n: int, position: int, every: int, since: int, part: int, parts: int) -> bytes:

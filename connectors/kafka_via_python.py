@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
-from kafka import ConsumerRebalanceListener, KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
+from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
 from kafka.admin import ConfigFilterType, ConfigResource, ConfigResourceType, KafkaAdminClient
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import (
-    BrokerResponseError,
     GroupIdNotFoundError,
     KafkaError,
-    KafkaTimeoutError,
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
-    ProducerFencedError,
-    SaslAuthenticationFailedError,
     TopicAlreadyExistsError,
 )
 
@@ -31,16 +26,13 @@ from connectors.kafka_client import (
     Place,
     Told,
     gather,
-    kafka_error,
     out_of_range,
-    watchdog,
 )
+from connectors.kafka_python_errors import connecting, told, translated
+from connectors.kafka_python_producer import KafkaPythonProducer
 from connectors.kafka_settings import KafkaSettings, for_kafka_python
 from pipeline.errors import BrokerUnavailable, PipelineError
 from pipeline.values import Polled
-
-# A call that has not ended this much after its timeout is not going to.
-_GRACE: Final = 4 / 3
 
 
 class KafkaPythonClient:
@@ -116,10 +108,10 @@ class KafkaPythonClient:
     @contextlib.contextmanager
     def _admin(self, doing: str, timeout_s: float) -> Iterator[Any]:
         words = {**self._words("admin"), "bootstrap_timeout_ms": int(timeout_s * 1000)}
-        with _connecting(doing):
+        with connecting(doing):
             admin = KafkaAdminClient(**words, request_timeout_ms=int(timeout_s * 1000))
         try:
-            with _errors(doing):
+            with told(doing):
                 yield admin
         finally:
             admin.close()
@@ -133,7 +125,7 @@ class KafkaPythonConsumer:
         session_ms = int(member.session_s * 1000)
         named = {"group_instance_id": member.name} if member.name else {}
         self._failed: PipelineError | None = None
-        with _connecting("connecting a consumer"):
+        with connecting("connecting a consumer"):
             self._consumer = KafkaConsumer(
                 **words,
                 **named,
@@ -161,7 +153,7 @@ class KafkaPythonConsumer:
 
     def subscribe(self, topics: Sequence[str], given: Told, taken: Told) -> None:
         """Join the group."""
-        with _errors("joining the group"):
+        with told("joining the group"):
             self._consumer.subscribe(list(topics), listener=_Listener(self._consumer, given, taken))
             # A leader that joins before it knows the topics gives nobody a partition, for minutes.
             for topic in topics:
@@ -183,12 +175,12 @@ class KafkaPythonConsumer:
 
     def seek(self, topic: str, partition: int, offset: int) -> None:
         """Go on from another offset."""
-        with _errors(f"seeking in topic {topic!r}"):
+        with told(f"seeking in topic {topic!r}"):
             self._consumer.seek(TopicPartition(topic, partition), offset)
 
     def position(self, topic: str, partition: int) -> int:
         """Return the next offset to be read."""
-        with _errors(f"asking for the position in topic {topic!r}"):
+        with told(f"asking for the position in topic {topic!r}"):
             position = self._consumer.position(TopicPartition(topic, partition), timeout_ms=10_000)
         if position is None:
             raise BrokerUnavailable(f"topic {topic!r}, partition {partition} has no position yet")
@@ -198,7 +190,7 @@ class KafkaPythonConsumer:
         """Return the group's committed offset once no transaction over it is pending."""
         doing = f"reading the committed offset of group {self._group!r}, topic {topic!r}, partition {partition}"
         place = TopicPartition(topic, partition)
-        with _errors(doing):
+        with told(doing):
             try:
                 found = self._consumer.committed(place, metadata=True, timeout_ms=int(timeout_s * 1000))
             except GroupIdNotFoundError:
@@ -209,14 +201,14 @@ class KafkaPythonConsumer:
 
     def first_offsets(self, places: Sequence[Place], timeout_s: float) -> dict[Place, int]:
         """Return the oldest offset that is still there."""
-        with _errors("asking for the first offsets"):
+        with told("asking for the first offsets"):
             asked = [TopicPartition(*place) for place in places]
             found = self._consumer.beginning_offsets(asked, timeout_ms=int(timeout_s * 1000))
         return {(at.topic, at.partition): int(offset) for at, offset in found.items()}
 
     def end_offsets(self, places: Sequence[Place], timeout_s: float) -> dict[Place, int]:
         """Return the last stable offset."""
-        with _errors("asking for the end offsets"):
+        with told("asking for the end offsets"):
             asked = [TopicPartition(*place) for place in places]
             found = self._consumer.end_offsets(asked, timeout_ms=int(timeout_s * 1000))
         return {(at.topic, at.partition): int(offset) for at, offset in found.items()}
@@ -270,156 +262,6 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
     def on_partitions_lost(self, lost: Sequence[Any]) -> None:
         """Pass on what went away without a word."""
         self._taken([(at.topic, at.partition) for at in lost])
-
-
-class KafkaPythonProducer:
-    """`Producer` over kafka-python."""
-
-    def __init__(self, words: Mapping[str, Any], transactional_id: str, timeout_s: float) -> None:
-        self._id = transactional_id
-        self._timeout_s = timeout_s
-        self._sent: list[Any] = []
-        timeout_ms = int(timeout_s * 1000)
-        own = {"transactional_id": transactional_id} if transactional_id else {}
-        with _connecting(f"connecting a producer{self._who()}"):
-            self._producer = KafkaProducer(
-                **words,
-                **own,
-                transaction_timeout_ms=timeout_ms,
-                delivery_timeout_ms=timeout_ms,
-                request_timeout_ms=min(10_000, timeout_ms // 2),
-                max_block_ms=timeout_ms,
-                # The default, 100 ms, is waited out by every transaction that follows close on another.
-                retry_backoff_ms=5,
-                linger_ms=2,
-                batch_size=256 << 10,
-                # Sizes are checked before; this one counts without what compression or the broker would allow.
-                max_request_size=64 << 20,
-                allow_auto_create_topics=False,
-                metrics_enabled=False,
-            )
-
-    def init_transactions(self) -> None:
-        """Fence off earlier producers of this transactional id."""
-        with self._guarded("init_transactions"):
-            self._producer.init_transactions()
-
-    def begin(self) -> None:
-        """Begin a transaction."""
-        self._sent = []
-        with self._guarded("begin_transaction"):
-            self._producer.begin_transaction()
-
-    def send(
-        self,
-        topic: str,
-        value: bytes | None,
-        key: bytes | None = None,
-        headers: Sequence[tuple[str, bytes]] = (),
-        partition: int = -1,
-    ) -> None:
-        """Queue one record."""
-        where = None if partition < 0 else partition
-        with _errors(f"sending to topic {topic!r}{self._who()}"):
-            self._sent.append(self._producer.send(topic, value, key=key, headers=list(headers), partition=where))
-
-    def flush(self) -> None:
-        """Return once every record sent was acknowledged.
-
-        `commit_transaction` alone does not do: it succeeds although a record was given up.
-        """
-        deadline = time.monotonic() + self._timeout_s
-        with _errors(f"sending{self._who()}"):
-            self._producer.flush(self._timeout_s)
-            for future in self._sent:
-                future.get(max(deadline - time.monotonic(), 0.001))
-        self._sent = []
-
-    def send_offsets(self, offsets: Mapping[Place, Committed], group: Any) -> None:
-        """Make offsets part of the transaction."""
-        # confluent-kafka writes a zero after the note, and reads on into other memory where there is none.
-        noted = {TopicPartition(*p): OffsetAndMetadata(at.offset, f"{at.metadata}\0", -1) for p, at in offsets.items()}
-        with self._guarded("send_offsets_to_transaction"):
-            self._producer.send_offsets_to_transaction(noted, group)
-
-    def commit(self) -> None:
-        """Commit; does not return unless the outcome is known."""
-        with self._guarded("commit_transaction"):
-            self._producer.commit_transaction()
-
-    def abort(self) -> None:
-        """Abort the transaction."""
-        self._sent = []
-        with self._guarded("abort_transaction"):
-            self._producer.abort_transaction()
-
-    def close(self) -> None:
-        """Let go of the connections; what was not sent by then is given up."""
-        with contextlib.suppress(KafkaError):
-            self._producer.close(timeout=5)
-
-    @contextlib.contextmanager
-    def _guarded(self, name: str) -> Iterator[None]:
-        doing = f"{name}{self._who()}"
-        with watchdog(self._timeout_s * _GRACE, doing), _errors(doing):
-            yield
-
-    def _who(self) -> str:
-        return f" as {self._id!r}" if self._id else ""
-
-
-def translated(error: KafkaError, doing: str) -> PipelineError:
-    """Return the error of ours for one of kafka-python's."""
-    # The error that put a producer out of order is an argument of those that follow, or only named in their text.
-    told = [error, *error.args, error.__cause__]
-    cause = next((e for e in told if isinstance(e, BrokerResponseError)), None)
-    if cause is None and "ProducerFenced" in str(error):
-        cause = ProducerFencedError()
-    if cause is not None and cause.errno is not None:
-        return kafka_error(cause.errno, str(cause), bool(cause.retriable), doing)
-    return kafka_error(-1, str(error), bool(error.retriable), doing)
-
-
-@contextlib.contextmanager
-def _errors(doing: str) -> Iterator[None]:
-    try:
-        yield
-    except KafkaError as failed:
-        raise translated(failed, doing) from failed
-
-
-class _Reasons(logging.Handler):
-    """Hears why connections failed: the client tells its log, and the caller only that time is up."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.heard: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep the reason of a failed attempt."""
-        if "onnection" in (text := record.getMessage()) and "failed: " in text:
-            self.heard.append(text.split("failed: ", 1)[1].split(" (backoff", 1)[0])
-
-
-@contextlib.contextmanager
-def _connecting(doing: str) -> Iterator[None]:
-    reasons, network = _Reasons(), logging.getLogger("kafka.net")
-    network.addHandler(reasons)
-    try:
-        yield
-    except KafkaTimeoutError as failed:
-        # The first attempt had the most time: the last one may have been cut off.
-        said = reasons.heard[0] if reasons.heard else "no answer"
-        if any("SaslAuthenticationFailed" in reason for reason in reasons.heard):
-            raise translated(SaslAuthenticationFailedError(said), doing) from failed
-        # After a wrong password brokers hang up so fast that their answer is not always read.
-        hung_up = any("disconnected" in reason for reason in reasons.heard)
-        hint = "; a wrong user name or password looks like that, too" if hung_up else ""
-        raise BrokerUnavailable(f"{doing}: {failed}: {said}{hint}") from failed
-    except KafkaError as failed:
-        raise translated(failed, doing) from failed
-    finally:
-        network.removeHandler(reasons)
 
 
 def _size(record: Any) -> int:

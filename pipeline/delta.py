@@ -8,7 +8,7 @@ that changed, and the rows that went into the windows. State that a stage adds t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -45,6 +45,18 @@ class Delta:
             x=self.x[rows],
             observed=self.observed[rows],
             continuity=self.continuity[rows],
+        )
+
+    def between(self, start: int, stop: int) -> Delta:
+        """Return it with the rows from `start` up to `stop` only."""
+        cut = slice(start, stop)
+        return replace(
+            self,
+            asset=self.asset[cut],
+            ts_ns=self.ts_ns[cut],
+            x=self.x[cut],
+            observed=self.observed[cut],
+            continuity=self.continuity[cut],
         )
 
     def rows(self, partition: int, codes: Int32) -> Rows:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from kafka_fixture import LIBRARIES, FeedTopics, shared_broker, until
 
-from connectors.kafka_client import Client, Committed, Consumer, NewTopic, Producer
+from connectors.kafka_client import Client, Committed, Consumer, Member, NewTopic, Producer
 from pipeline.errors import ConfigError, StateError
 from pipeline.values import Polled
 
@@ -218,19 +218,26 @@ def test_an_offset_that_the_log_does_not_have_is_an_error_that_names_it(consumer
         until(lambda: bool(consumer.poll(10, 1 << 20, 0.5)))
 
 
-def test_a_member_of_the_group_reads_from_its_committed_offset_on(
-    client: Client, consumer: Consumer, producer: Producer, topics: FeedTopics
+def test_a_member_of_the_group_reads_nothing_of_a_partition_before_it_begins_it(
+    client: Client, topics: FeedTopics
 ) -> None:
     topics.feed([b"0", b"1", b"2"])
-    producer.begin()
-    offsets = {(topics.input, 0): Committed(1), (topics.input, 1): Committed(0)}
-    producer.send_offsets(offsets, consumer.group_metadata())
-    producer.commit()
-    member = client.consumer(topics.group)
-    member.subscribe([topics.input])
-    polls = gathered(member, 2, 20)[0]
+    given: list[tuple[str, int]] = []
+    early: list[Polled] = []
+    member = client.consumer(topics.group, member=Member("one"))
+    member.subscribe([topics.input], given.extend, lambda places: None)
+
+    def joined() -> bool:
+        early.extend(member.poll(10, 1 << 20, 0.2))
+        return len(given) == 2
+
+    until(joined, 20)
+    assert sorted(given) == [(topics.input, 0), (topics.input, 1)]
+    assert early + member.poll(10, 1 << 20, 0.5) == []
+    member.begin(topics.input, 0, 1)
+    assert [v for p in gathered(member, 2, 20)[0] for v in p.value] == [b"1", b"2"]
+    assert client.members(topics.group) == {"one"}
     member.close()
-    assert [v for p in polls for v in p.value] == [b"1", b"2"]
 
 
 def test_a_key_lands_on_the_same_partition_through_either_client(topics: FeedTopics) -> None:

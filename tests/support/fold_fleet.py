@@ -86,7 +86,7 @@ def engine(kind):
 
 
 def chain(kind, **options):
-    out = Chain(chain_spec(**options))
+    out = Chain(chain_spec(**options), journal=True)
     out.serve(bundle(kind), engine(kind))
     return out
 

@@ -1,0 +1,212 @@
+"""Workers of one consumer group: partitions move, and nothing is lost or doubled."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import confluent_kafka
+import pytest
+from fold_fleet import bundle, chain, lines, polled
+from kafka_fixture import LIBRARIES, FeedTopics, an_alert
+
+from connectors.alert_json import decode_alert
+from connectors.kafka_client import Committed, Member
+from connectors.kafka_commit import transactional_id
+from connectors.kafka_group_source import KafkaGroupSource
+from pipeline.errors import BrokerUnavailable, Rebalanced, StateError
+from pipeline.protocols import AssetState, Batch
+from pipeline.runner import Runner
+from pipeline.values import Alert
+
+pytestmark = pytest.mark.kafka
+
+
+@pytest.fixture(params=LIBRARIES)
+def library(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+class Worker:
+    """One slot of two, with a real chain, stepped by the test."""
+
+    def __init__(self, feed: FeedTopics, library: str, slot: int) -> None:
+        name = transactional_id(feed.group, slot)
+        self.source = KafkaGroupSource(feed.client(library), [feed.input], feed.group, member=Member(name, 2.0))
+        self.committer = feed.committer(
+            library, slot=slot, slots=2, group_metadata=self.source.group_metadata, snapshot_every=4
+        )
+        self.rows = 0
+        self.runner = Runner(chain("pca"), self.source, self.committer, max_rows=60, commit_interval_s=0.05)
+
+    def step(self) -> None:
+        done = self.runner.step()
+        self.rows += done.output.counts["messages"] if done else 0
+
+    def close(self) -> None:
+        self.source.close()
+        self.committer.close()
+
+
+@pytest.fixture
+def worker(feed: FeedTopics, library: str) -> Iterator[Callable[[int], Worker]]:
+    held: list[Worker] = []
+
+    def start(slot: int) -> Worker:
+        held.append(Worker(feed, library, slot))
+        return held[-1]
+
+    yield start
+    for one in held:
+        one.close()
+
+
+def step_until(workers: list[Worker], enough: Callable[[], bool], timeout_s: float = 40.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not enough():
+        assert time.monotonic() < deadline, [w.source.partitions() for w in workers]
+        for one in workers:
+            one.step()
+
+
+def alone() -> list[list[Alert]]:
+    """What one chain says of each partition, undisturbed."""
+    return [list(chain("pca").push([polled(values, p, 0)]).alerts) for p, values in enumerate(shared_out())]
+
+
+def shared_out() -> list[list[bytes]]:
+    """The feed's messages, by partition."""
+    return [[v for asset, _, v in lines() if (asset == "p2") == bool(p)] for p in (0, 1)]
+
+
+def published(feed: FeedTopics) -> dict[str, list[tuple[int, str, float]]]:
+    told: dict[str, list[tuple[int, str, float]]] = {}
+    for _, value in feed.read(feed.alerts):
+        alert = decode_alert(value or b"")
+        told.setdefault(alert.id, []).append((alert.seq, alert.state, alert.peak_ratio))
+    return told
+
+
+def expected() -> dict[str, list[tuple[int, str, float]]]:
+    told: dict[str, list[tuple[int, str, float]]] = {}
+    for alert in (a for alerts in alone() for a in alerts):
+        told.setdefault(alert.id, []).append((alert.seq, alert.state, alert.peak_ratio))
+    return told
+
+
+def test_partitions_that_move_to_a_second_worker_and_back_tell_what_one_worker_would(
+    feed: FeedTopics, worker: Callable[[int], Worker]
+) -> None:
+    halves = [(v[: len(v) // 3], v[len(v) // 3 : 2 * len(v) // 3], v[2 * len(v) // 3 :]) for v in shared_out()]
+    count = lambda i: sum(len(h[i]) for h in halves)  # noqa: E731
+    first = worker(0)
+    for p in (0, 1):
+        feed.feed(halves[p][0], p)
+    step_until([first], lambda: first.rows == count(0))
+    second = worker(1)
+    step_until([first, second], lambda: len(first.source.partitions()) == len(second.source.partitions()) == 1)
+    for p in (0, 1):
+        feed.feed(halves[p][1], p)
+    step_until([first, second], lambda: first.rows + second.rows == count(0) + count(1))
+    assert second.rows > 0
+    first.close()  # says nothing to the group: its partition is free when the session is over
+    for p in (0, 1):
+        feed.feed(halves[p][2], p)
+    before = second.rows
+    step_until([second], lambda: second.rows == before + count(2))
+    assert published(feed) == expected()
+    assert expected()
+
+
+def test_what_a_dead_worker_left_open_is_ended_by_the_next_owner(feed: FeedTopics, library: str) -> None:
+    place = (feed.input, 0)
+    feed.feed([b"."] * 30)
+    client = feed.client(library)
+    first = feed.committer(library, slot=1)
+    first.commit(Batch({place: 10}, states={place: [AssetState("a", b"1", b"")]}))
+    first.close()
+    dead = client.producer(transactional_id(feed.group, 1), timeout_s=60.0)
+    dead.init_transactions()
+    dead.begin()
+    dead.send(feed.alerts, b"{}", b"never")
+    dead.flush()
+    reader = client.consumer(feed.group)
+    dead.send_offsets({place: Committed(20, '{"n":2,"config":""}')}, reader.group_metadata())
+    with pytest.raises(BrokerUnavailable):
+        reader.committed(*place, 1.0)
+    # Its transaction lasts 60 s, and the broker looks for those that are over every 10 s.
+    nobody_else = feed.committer(library, slot=0, restore_timeout_s=1.0)
+    with pytest.raises(BrokerUnavailable):
+        nobody_else.restore(*place)
+    second = feed.committer(library, slot=0, slots=2, restore_timeout_s=20.0)
+    restored = second.restore(*place)
+    assert restored is not None
+    assert restored.position == 10
+    assert feed.read(feed.alerts) == []
+    for one in (nobody_else, second, reader, dead):
+        one.close()
+
+
+def test_a_commit_of_a_generation_that_is_over_publishes_nothing_and_can_be_made_again(
+    feed: FeedTopics, library: str, worker: Callable[[int], Worker]
+) -> None:
+    feed.feed([b"."] * 30)
+    first = worker(0)
+    step_until([first], lambda: len(first.source.partitions()) == 2 and first.rows == 30)
+    stale = first.source.group_metadata()
+    second = worker(1)
+    step_until([first, second], lambda: len(second.source.partitions()) == 1)
+    (mine,) = first.source.partitions()
+    now: list[object] = [stale]
+    committer = feed.committer(library, slot=0, slots=2, group_metadata=lambda: now[0])
+    committer.restore(*mine)
+    batch = Batch({mine: 31}, [an_alert()])
+    with pytest.raises(Rebalanced):
+        committer.commit(batch)
+    assert feed.read(feed.alerts) == []
+    now[0] = first.source.group_metadata()
+    committer.commit(batch)
+    assert len(feed.read(feed.alerts)) == 1
+    committer.close()
+
+
+def test_messages_that_expired_unread_stop_the_feed_or_are_counted_and_left_out(feed: FeedTopics, library: str) -> None:
+    place = (feed.input, 0)
+    feed.feed([b"."] * 30)
+    state = [AssetState("a", b"1", b"")]
+    first = feed.committer(library)
+    first.commit(Batch({place: 10}, states={place: state}))
+    first.close()
+    admin = confluent_kafka.admin.AdminClient({"bootstrap.servers": feed.bootstrap})
+    at = confluent_kafka.TopicPartition(feed.input, 0, 25)
+    admin.delete_records([at])[at].result(10)
+    stops = feed.committer(library)
+    with pytest.raises(StateError, match=r"offset 10 has aged out, the earliest available is 25; the 15 messages"):
+        stops.restore(*place)
+    stops.close()
+    goes_on = feed.committer(library, resume=True)
+    restored = goes_on.restore(*place)
+    assert restored is not None
+    assert (restored.position, restored.missed, restored.assets) == (25, 15, state)
+    goes_on.close()
+
+
+def test_offsets_that_expired_are_made_up_from_the_state(feed: FeedTopics, library: str) -> None:
+    place = (feed.input, 0)
+    feed.feed([b"."] * 30)
+    first = feed.committer(library)
+    first.commit(Batch({place: 10}, states={place: [AssetState("a", b"1", b"")]}))
+    first.close()
+    admin = confluent_kafka.admin.AdminClient({"bootstrap.servers": feed.bootstrap})
+    admin.delete_consumer_groups([feed.group])[feed.group].result(10)
+    goes_on = feed.committer(library, resume=True)
+    restored = goes_on.restore(*place)
+    assert restored is not None
+    assert (restored.position, restored.missed) == (10, 0)
+    goes_on.commit(Batch({place: 20}))
+    assert goes_on.restore(*place) is not None
+    goes_on.close()
+
+
+def test_the_bundle_of_the_fleet_is_what_the_workers_serve() -> None:
+    assert bundle("pca").id == chain("pca").model_id
