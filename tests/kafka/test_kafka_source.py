@@ -154,7 +154,7 @@ def test_a_broker_that_stops_answering_is_an_error_not_silence(
     source.poll(1, 0.0)
     monkeypatch.setattr("connectors.kafka_source._CHECK_S", 0.0)
     monkeypatch.setattr("connectors.kafka_source._ANSWER_S", 1.0)
-    monkeypatch.setattr(source, "_check_at", 0.0)
+    monkeypatch.setattr(source._known, "_again_at", 0.0)
     broker.cluster.pause(1)
     try:
         with pytest.raises(BrokerUnavailable, match="listing topics"):

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+from concurrent.futures import Future
+
+import pytest
+from fold_fleet import chain, lines, polled
+
+from connectors.memory import MemoryCommitter, MemorySource
+from pipeline.errors import BrokerUnavailable, Rebalanced, StateError
+from pipeline.protocols import Restored
+from pipeline.runner import Runner
+
+ONE, TWO = ("in", 0), ("in", 1)
+LINES = [value for _, _, value in lines()]
+
+
+class MovingSource(MemorySource):
+    """A log whose partitions come and go as the test says; nothing is delivered of one that was not sought."""
+
+    def __init__(self, *places):
+        super().__init__({place: [polled(LINES, place[1])] for place in places})
+        self.mine, self.taken, self.sought = set(places), [], set()
+
+    def partitions(self):
+        return sorted(self.mine)
+
+    def lost(self):
+        taken, self.taken = self.taken, []
+        return taken
+
+    def take(self, place):
+        self.mine.discard(place)
+        self.sought.discard(place)
+        self.taken.append(place)
+
+    def seek(self, topic, partition, offset):
+        super().seek(topic, partition, offset or 0)
+        self.sought.add((topic, partition))
+
+    def poll(self, max_rows, timeout_s):
+        found = super().poll(max_rows, timeout_s)
+        return [p for p in found if (p.topic, p.partition) in self.sought]
+
+
+class RebalancingCommitter(MemoryCommitter):
+    """Refuses the next commits, and moves a partition away meanwhile."""
+
+    def __init__(self, source, away=None, times=1):
+        super().__init__()
+        self.source, self.away, self.times = source, away, times
+
+    def commit(self, batch):
+        if self.times:
+            self.times -= 1
+            if self.away is not None:
+                self.source.take(self.away)
+                self.away = None
+            raise Rebalanced("the group has other members")
+        super().commit(batch)
+
+
+def runner(source, committer, **options):
+    return Runner(chain("pca"), source, committer, max_rows=600, **options)
+
+
+def test_a_commit_refused_in_a_rebalance_is_made_again_without_what_went_away():
+    source = MovingSource(ONE, TWO)
+    committer = RebalancingCommitter(source, away=TWO)
+    runner(source, committer).step()
+    (batch,) = committer.commits
+    assert set(batch.positions) == set(batch.states) == {ONE}
+    assert {a.evidence.partition for a in batch.alerts} == {0}
+    assert {d.partition for d in batch.dead} == {0}
+
+
+def test_what_is_read_while_a_commit_is_tried_again_is_not_lost():
+    source = MovingSource(ONE)
+    committer = RebalancingCommitter(source, times=3)
+    loop = Runner(chain("pca"), source, committer, max_rows=100)
+    loop.run(lambda: False)
+    undisturbed = MemoryCommitter()
+    Runner(chain("pca"), MovingSource(ONE), undisturbed, max_rows=100).run(lambda: False)
+    assert committer.alerts == undisturbed.alerts
+    assert committer.commits[-1].positions == {ONE: len(LINES)}
+
+
+def test_a_commit_that_never_succeeds_is_an_error_in_the_end():
+    source = MovingSource(ONE)
+    with pytest.raises(BrokerUnavailable):
+        runner(source, RebalancingCommitter(source, times=10**6)).step()
+
+
+def test_an_error_that_does_not_pass_is_not_tried_again():
+    committer = MemoryCommitter()
+    committer.fail_next(1, StateError("no"))
+    with pytest.raises(StateError):
+        runner(MovingSource(ONE), committer).step()
+
+
+def test_a_partition_that_is_being_restored_holds_back_nobody():
+    source, calls = MovingSource(ONE, TWO), {}
+
+    def spawn(call):
+        future: Future[Restored | None] = Future()
+        calls[call.args] = (future, call)
+        return future
+
+    committer = MemoryCommitter()
+    loop = runner(source, committer, spawn=spawn)
+    loop.step()
+    future, call = calls[ONE]
+    future.set_result(call())
+    loop.step()
+    assert [set(b.positions) for b in committer.commits] == [{ONE}]
+    future, call = calls[TWO]
+    future.set_result(call())
+    loop.step()
+    assert [set(b.positions) for b in committer.commits] == [{ONE}, {TWO}]
+
+
+def test_a_partition_that_goes_away_while_it_is_restored_is_forgotten():
+    source, calls = MovingSource(ONE), []
+
+    def spawn(call):
+        calls.append(Future())
+        return calls[-1]
+
+    committer = MemoryCommitter()
+    loop = runner(source, committer, spawn=spawn)
+    loop.step()
+    source.take(ONE)
+    loop.step()
+    calls[0].set_result(None)
+    assert loop.step() is None
+    assert committer.commits == []
+
+
+def test_a_partition_that_comes_back_goes_on_from_what_was_committed_of_it_not_from_what_was_left_behind():
+    source, committer = MovingSource(ONE), MemoryCommitter()
+    loop = Runner(chain("pca"), source, committer, max_rows=200)
+    loop.step()
+    kept = committer.restore(*ONE)
+    source.take(ONE)
+    loop.step()
+    elsewhere = Runner(chain("pca"), MovingSource(ONE), committer, max_rows=100)
+    elsewhere.step()
+    assert committer.restore(*ONE).position == kept.position + 100
+    source.mine.add(ONE)
+    loop.run(lambda: False)
+    undisturbed = MemoryCommitter()
+    Runner(chain("pca"), MovingSource(ONE), undisturbed, max_rows=300).run(lambda: False)
+    assert committer.alerts == undisturbed.alerts
+
+
+def test_a_restore_that_fails_for_now_is_tried_again_and_one_that_fails_for_good_ends_the_run():
+    errors = [BrokerUnavailable("soon"), StateError("never")]
+
+    class Failing(MemoryCommitter):
+        def restore(self, topic, partition):
+            raise errors.pop(0)
+
+    loop = runner(MovingSource(ONE), Failing())
+    assert loop.step() is None
+    with pytest.raises(StateError, match="never"):
+        loop.step()
