@@ -166,11 +166,11 @@ def load_parts(settings: Settings) -> None:
     Nothing is opened that a fork could not take along: no connection, no history, no GPU.
     """
     library = "python" if settings.kafka.client == "kafka-python" else "confluent"
-    for name in (f"kafka_via_{library}", "kafka_commit", "kafka_source", "history"):
+    for name in (f"kafka_via_{library}", "kafka_commit", "kafka_source", "kafka_group_source", "history"):
         import_module(f"connectors.{name}")
     spec = specs.chain_spec(settings, "json")
     channels = spec.mapping.channels
-    chain = Chain(replace(spec, mapping=FieldMapping(channels)))
+    chain = Chain(replace(spec, mapping=FieldMapping(channels)), journal=True)
     with suppress(PipelineError):  # what is wrong with the champion is told by the workers
         bundle = build.champion(settings)
         if bundle is not None:
@@ -181,4 +181,4 @@ def load_parts(settings: Settings) -> None:
     kept = [channels[: len(channels) - (i % 3 == 0)] for i in range(n)]
     rows = [{"asset": "a", "ts": i * period} | dict.fromkeys(kept[i], i % 7) for i in range(n)]
     chain.push([Polled("", 0, np.arange(n), np.zeros(n, np.int64), [json.dumps(row).encode() for row in rows])])
-    chain.take_states()
+    chain.take_states({("", 0): (2, 0)})
