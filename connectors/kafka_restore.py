@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from connectors.kafka_client import Client, Committed, Consumer, Place, out_of_range
+from connectors.kafka_client import Client, Committed, Consumer, Place, out_of_range, watchdog
 from connectors.kafka_records import Count
 from connectors.kafka_state import StatePartition, read_state_partition
 from pipeline.errors import BrokerUnavailable, PipelineError, StateError
@@ -20,6 +20,8 @@ from pipeline.protocols import Restored
 log = logging.getLogger(__name__)
 
 _PATIENCE_S: Final = 0.5  # for a pending transaction, before it is ended for its owner
+_HUNG_S: Final = 8.0  # librdkafka never returns when the group's coordinator is lost under the question
+_ENDING_S: Final = 10.0  # for a transaction to be ended
 
 
 class OffsetNote(msgspec.Struct, frozen=True):
@@ -107,7 +109,7 @@ class Restorer:
         while True:
             left = deadline - time.monotonic()
             try:
-                with self._lock:
+                with self._lock, watchdog(_HUNG_S, f"reading the committed offset of {place}"):
                     return self._reading().committed(*place, min(_PATIENCE_S, max(left, 0.1)))
             except BrokerUnavailable:
                 if left <= 0:
@@ -145,7 +147,7 @@ class Restorer:
         try:
             alive = self._client.members(self._group)
             for gone in set(self._ids) - alive - {self._own_id}:
-                producer = self._client.producer(gone, timeout_s=self._timeout_s)
+                producer = self._client.producer(gone, timeout_s=_ENDING_S)
                 try:
                     producer.init_transactions()
                 finally:
