@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from jobs import build
 from jobs.beside import Beside
+from jobs.hot import busy, hot
 from jobs.stopping import until_signal
 from pipeline.chain import Chain
 from pipeline.errors import BundleError, DeviceUnavailable
-from pipeline.protocols import Restored
+from pipeline.protocols import Restored, Source
 from pipeline.runner import Runner, Step, at_once
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def _watch(settings: Settings, console: Console, told: Callable[[Step], None] | 
     from_kafka = settings.source.type == "kafka"
     chain = build.chain_of(settings, feed.mapping, journal=from_kafka)
     history = build.history_of(settings)
-    watch = _Watch(settings, chain, console, told, history.flush if history is not None else lambda: None)
+    watch = _Watch(settings, chain, console, told, history.flush if history is not None else lambda: None, feed.source)
     watch.follow_champion()
     runner = Runner(
         chain,
@@ -87,8 +88,11 @@ class _Watch:
         console: Console,
         told: Callable[[Step], None] | None,
         flush: Callable[[], None],
+        source: Source,
     ) -> None:
         self.counts: Counter[str] = Counter()
+        self._source = source
+        self._read: Counter[tuple[str, int]] = Counter()  # by partition, since it was last told
         self._settings, self._chain, self._console, self._told, self._flush = settings, chain, console, told, flush
         self._refused = ""
         self._looked = self._said = self._flushed = time.monotonic()
@@ -98,6 +102,7 @@ class _Watch:
         """Count what a step did."""
         self.counts.update(step.output.counts)
         self.counts["alerts"] += sum(a.state == "open" for a in step.output.alerts)
+        self._read.update({(p.topic, p.partition): len(p) for p in step.polled})
         if self._told is not None:
             self._told(step)
 
@@ -145,9 +150,26 @@ class _Watch:
     def tell(self) -> None:
         """Say what was done so far."""
         c = self.counts
+        missed = f", {c['missed']} expired unread" if c["missed"] else ""
         self._console.say(
             f"{c['rows']} rows, {c['scored']} scored, {c['alerts']} alerts, {c['late']} late, {c['dead']} dead letters"
+            + missed
         )
+
+        self._tell_hot()
+
+    def _tell_hot(self) -> None:
+        """Say which partitions fall behind because they carry more than their share; asks the broker only then."""
+        read = dict.fromkeys(self._source.partitions(), 0) | self._read
+        self._read.clear()
+        lag = getattr(self._source, "lag", None)  # of sources that know one
+        if lag is None or not busy(read):
+            return
+        for found in hot(read, lag(), self._settings.run.max_rows):
+            self._console.warn(
+                f"{found.topic}[{found.partition}] is hot: {found.share:.0%} of the messages, {found.lag} wait; "
+                "spread its assets over more keys (SCALING.md)"
+            )
 
     def _collecting(self) -> None:
         need = self._settings.train.min_rows
