@@ -168,8 +168,8 @@ class Client(Protocol):
         """Return a producer; `timeout_s` is what one transaction, and one record, may take."""
         ...
 
-    def members(self, group: str, timeout_s: float = 10.0) -> set[str]:
-        """Return the names of a group's static members."""
+    def owners(self, group: str, timeout_s: float = 10.0) -> dict[str, list[Place]]:
+        """Return the partitions of each static member of a group, by its name."""
         ...
 
     def topics(self, timeout_s: float = 10.0) -> dict[str, int]:

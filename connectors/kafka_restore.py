@@ -145,8 +145,8 @@ class Restorer:
     def _end_left_open(self) -> None:
         """End the transactions of slots that nobody holds now."""
         try:
-            alive = self._client.members(self._group)
-            for gone in set(self._ids) - alive - {self._own_id}:
+            alive = self._client.owners(self._group)
+            for gone in set(self._ids) - alive.keys() - {self._own_id}:
                 producer = self._client.producer(gone, timeout_s=_ENDING_S)
                 try:
                     producer.init_transactions()

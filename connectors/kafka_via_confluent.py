@@ -57,14 +57,15 @@ class ConfluentClient:
             words["client.id"] = client_id
         return ConfluentProducer(words, transactional_id, timeout_s)
 
-    def members(self, group: str, timeout_s: float = 10.0) -> set[str]:
-        """Return the names of a group's static members."""
+    def owners(self, group: str, timeout_s: float = 10.0) -> dict[str, list[Place]]:
+        """Return the partitions of each static member of a group, by its name."""
 
         def describe(admin: AdminClient) -> Any:
             return admin.describe_consumer_groups([group], request_timeout=timeout_s)[group].result(timeout_s + 1)
 
         found = self._ask(describe, f"listing the members of group {group!r}")
-        return {member.group_instance_id for member in found.members if member.group_instance_id}
+        named = [member for member in found.members if member.group_instance_id]
+        return {m.group_instance_id: [(p.topic, p.partition) for p in m.assignment.topic_partitions] for m in named}
 
     def topics(self, timeout_s: float = 10.0) -> dict[str, int]:
         """Return the number of partitions of every topic we may see."""

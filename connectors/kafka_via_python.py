@@ -58,11 +58,12 @@ class KafkaPythonClient:
             words["client_id"] = client_id
         return KafkaPythonProducer(words, transactional_id, timeout_s)
 
-    def members(self, group: str, timeout_s: float = 10.0) -> set[str]:
-        """Return the names of a group's static members."""
+    def owners(self, group: str, timeout_s: float = 10.0) -> dict[str, list[Place]]:
+        """Return the partitions of each static member of a group, by its name."""
         with self._admin(f"listing the members of group {group!r}", timeout_s) as admin:
             found = admin.describe_groups([group])[group]
-        return {member["group_instance_id"] for member in found["members"] if member["group_instance_id"]}
+        named = [member for member in found["members"] if member["group_instance_id"]]
+        return {member["group_instance_id"]: _assigned(member["member_assignment"]) for member in named}
 
     def topics(self, timeout_s: float = 10.0) -> dict[str, int]:
         """Return the number of partitions of every topic we may see."""
@@ -275,3 +276,9 @@ def _columns(records: Sequence[Any]) -> Columns:
         [r.value for r in records],
         [r.key for r in records],
     )
+
+
+def _assigned(assignment: Any) -> list[Place]:
+    """Return the partitions of a member's assignment; nothing while a rebalance goes on."""
+    listed = assignment["assigned_partitions"] if isinstance(assignment, dict) else ()
+    return [(part["topic"], p) for part in listed for p in part["partitions"]]

@@ -55,6 +55,11 @@ class Stalls:
         """Return the longest stall of any partition that began after a time."""
         return max((s.seconds for stalls in self.found for s in stalls if s.start >= since), default=0.0)
 
+    def standing(self, now: float) -> float:
+        """Return for how long the slowest partition has stood still by now."""
+        waits = [now - since for since, lag in zip(self._since, self.lag, strict=True) if lag > 0]
+        return max((math.inf if math.isnan(wait) else wait for wait in waits), default=0.0)
+
     def around(self, partition: int, at: float) -> Stall | None:
         """Return the stall of a partition that a time lies in; None where it has not ended, or nothing had begun."""
         stalls = self.found[partition]

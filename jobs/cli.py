@@ -237,6 +237,9 @@ def chaos(
     seed: Annotated[int, typer.Option(help="Of the input and of the faults.")] = 0,
     client: Annotated[ClientName, typer.Option(help="Which client library the workers use.")] = ClientName.CONFLUENT,
     keep: Annotated[Path | None, typer.Option(help="Keep what the workers said there.")] = None,
+    takeovers: Annotated[
+        int, typer.Option(min=0, help="Measure this instead: how long each kind of takeover takes, so many times.")
+    ] = 0,
 ) -> None:
     """Kill workers and brokers under a feed; say whether an alert was lost or doubled.
 
@@ -248,6 +251,11 @@ def chaos(
 
     settings = call.settings({"kafka.bootstrap": bootstrap}) if bootstrap else None
     plan = ChaosPlan(kills, minutes, workers, rate, seed, client.value)
+    if takeovers:
+        from jobs.chaos_takeover import measure_takeovers
+
+        measure_takeovers(takeovers, plan, keep, call.console)
+        return
     if not strike(plan=plan, settings=settings, keep=keep, console=call.console):
         raise typer.Exit(exits.FAILED)
 
