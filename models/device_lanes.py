@@ -16,7 +16,7 @@ from torch import Tensor
 
 from models.device_rings import Piece, new_piece
 
-MOST_GRAPHS = 128  # each keeps its own copy of the memory between its kernels
+MOST_GRAPHS = 1024  # of groups, lanes and batch sizes
 
 
 class Sent(NamedTuple):
@@ -61,6 +61,8 @@ class Lane:
         self.sent = Sent(*(tensor.to(device, copy=True) for tensor in host))
         self.results = torch.zeros(members, 2, size, channels, device=device)
         self.told = torch.zeros(self.results.shape, pin_memory=streams is not None)
+        if streams is not None:
+            torch.cuda.synchronize(device)  # the buffers are there before another stream writes to them
 
     def launch(self, work: Callable[[], None], rows: int, windows: int) -> None:
         """Send the first `rows` of the piece, do the work, fetch the results of the first `windows`."""
@@ -98,13 +100,15 @@ class Graphs:
     """Work that is captured as CUDA graphs, the second time it is asked for; run as it is on the CPU.
 
     Work is always run once uncaptured, since libraries set themselves up at first use. It must touch the same tensors
-    every time; `forget` when one of them moved.
+    every time and leave its results in them; `forget` when one of them moved. Graphs run one after the other, so they
+    share the memory of what lies between their kernels.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._captures = device.type == "cuda"
         self._seen: set[Hashable] = set()
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
+        self._pool = torch.cuda.graph_pool_handle() if self._captures else None
 
     def run(self, key: Hashable, work: Callable[[], None]) -> None:
         """Run the work of that name on the current stream."""
@@ -127,7 +131,7 @@ class Graphs:
     def _captured(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
-        with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+        with torch.cuda.graph(graph, pool=self._pool, stream=torch.cuda.current_stream()):
             work()
         return graph
 

@@ -131,6 +131,12 @@ class DeviceRings(Rings):
         table[: len(self._table)] = self._table
         self._table = table
         self.grown += 1
+        self._settle()
+
+    def _settle(self) -> None:
+        """Wait for the table to be as it was left: pieces are worked on in a stream of their own."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
 
     def _upload(self, slots: Int32) -> None:
         """Send the windows of slots as they are now."""
@@ -143,8 +149,7 @@ class DeviceRings(Rings):
                 windows.view(-1, self.channels).to(self._device),
             )
         self._marks.place[slots] = self.rows
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)  # what follows runs on other streams
+        self._settle()
 
 
 def new_piece(size: int, rows: int, channels: int) -> Piece:
