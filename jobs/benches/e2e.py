@@ -18,6 +18,7 @@ from jobs.benches.floor import gemm, network_floor
 from jobs.benches.measure import Result, Trial, against, result
 from models.engine import open_engine
 from models.engine_rings import Chunk, Rings
+from models.profiles import FALLBACK, Profile
 from pipeline.alert import alert_columns
 from pipeline.bundle import Bundle, MemberSpec
 from pipeline.chain import Chain
@@ -102,7 +103,14 @@ class Watch:
         return [line for line in self.polls[0].value if line is not None]
 
 
-def watch(members: Sequence[MemberSpec], trial: Trial, steady: bool = False) -> Watch:
+def watch(
+    members: Sequence[MemberSpec],
+    trial: Trial,
+    steady: bool = False,
+    profile: Profile = FALLBACK,
+    polls: int = _POLLS,
+    batch: int = fleet.BATCH,
+) -> Watch:
     """Return a chain over these members, warm: every window is full and every kernel compiled.
 
     Rows are of random assets and taken as they come; `steady`: every asset sends once a second, on a grid, so that a
@@ -110,14 +118,14 @@ def watch(members: Sequence[MemberSpec], trial: Trial, steady: bool = False) -> 
     """
     torch.set_num_threads(1)
     bundle = fleet.bundle(members)
-    engine = _Recorder(open_engine(bundle, "cpu"))
+    engine = _Recorder(open_engine(bundle, *profile))
     assets = trial.size(fleet.ASSETS, 200)
     chain = warm_chain(bundle, engine, assets, steady)
     engine.load(np.arange(assets, dtype=np.int32), fleet.full_windows(assets, bundle.window))
     make = fleet.steady_batches if steady else fleet.batches
-    polls = make(trial.size(_POLLS, 4), trial.size(fleet.BATCH, 64), assets)
-    push_all_scored(chain, polls[0])
-    return Watch(chain, engine, bundle, polls)
+    made = make(trial.size(polls, min(polls, 10)), trial.size(batch, min(batch, 64)), assets)
+    push_all_scored(chain, made[0])
+    return Watch(chain, engine, bundle, made)
 
 
 def warm_chain(bundle: Bundle, engine: Any, assets: int, steady: bool = False) -> Chain:
@@ -164,8 +172,13 @@ def json_conv(trial: Trial) -> Result:
     return _to_floor("e2e.json.conv", (fleet.CONV,), fleet.CONV_FLOP, trial)
 
 
-def _to_floor(name: str, members: Sequence[MemberSpec], flop: int, trial: Trial) -> Result:
-    w = watch(members, trial)
+def json_int8(trial: Trial) -> Result:
+    """The same dense autoencoder in int8, against the fp32 GEMM floor."""
+    return _to_floor("e2e.json.int8", (fleet.DENSE,), fleet.DENSE_FLOP, trial, Profile("cpu", "int8"))
+
+
+def _to_floor(name: str, members: Sequence[MemberSpec], flop: int, trial: Trial, profile: Profile = FALLBACK) -> Result:
+    w = watch(members, trial, profile=profile)
     taken = trial.rounds({**_whole(w), **_stages(w)})
     floor = network_floor(flop, taken["gemm"])
     batch = len(w.polls[0])

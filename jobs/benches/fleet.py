@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from models.autoencoders import build_module
+from models.profiles import all_profiles
 from pipeline.alert import AlertSpec, LifeCycleSpec
 from pipeline.align import AlignSpec
 from pipeline.bundle import Bundle, Calibration, MemberSpec, SmootherSpec
@@ -79,7 +80,7 @@ def bundle(members: Sequence[MemberSpec] = (DENSE,), groups: int = 1) -> Bundle:
         default_group=0,
         soft_clip=3.0,
         smoother=SmootherSpec(),
-        calibrations={"cpu-float32": Calibration((), one, 0.1 * one, start, 50 * one)},
+        calibrations=dict.fromkeys((p.name for p in all_profiles()), Calibration((), one, 0.1 * one, start, 50 * one)),
         stuck_frames=(0,) * CHANNELS,
         provenance={},
         tensors=tensors,
