@@ -24,6 +24,17 @@ LIMITS: Mapping[str, str] = {
         "memory, not arithmetic: a row of a random asset out of 10,000 touches 8 KiB of its window and some 2.5 KiB of "
         "state (alignment, gate, smoother, alerts) that no cache holds. JSON itself is about a quarter of it."
     ),
+    "score.dense.fp32": (
+        "at 64 rows the matrix product itself: the weights are read from the last cache for so few rows, and MKL "
+        "reaches 0.75 to 0.9 of its own rate there; some 0.5 ms of a push is spent around it. Tried: weights packed "
+        "beforehand by MKL and by oneDNN (nothing gained), OpenBLAS (5 to 20 % faster here, but its threads are "
+        "nobody's to set without another dependency)."
+    ),
+    "score.dense.int8": (
+        "without VNNI an 8-bit product is at most twice a float32 one, and oneDNN reaches 1.4 to 2.3 of it; copying "
+        "the window out of its ring and comparing take a fifth of a push. Not yet measured on a CPU with VNNI."
+    ),
+    "score.conv.bf16": "CPUs without bfloat16 instructions emulate them: meant for those that have them.",
     "group.conv": (
         "each group is padded to a batch of 8 so that a row's bits do not depend on its neighbours, and groups are "
         "scored one after the other."
