@@ -324,7 +324,6 @@ def _counts(
         "messages": sum(len(p) for p in polled),
         "rows": sum(len(decoded.rows) for decoded, _ in fronts),
         "dead": sum(len(decoded.dead) for decoded, _ in fronts),
-        "frames": sum(len(v) for v in verdicts),
         "scored": sum(int(np.isfinite(v.ratio).sum()) for v in verdicts),
         "breached": sum(int(v.breached.sum()) for v in verdicts),
     }
