@@ -63,7 +63,7 @@ class KafkaFollower:
     ----------
     topics : option of the configuration -> topic.
     group : consumer group; also the transactional id of its commits.
-    skip_lost : go on at the oldest message where the group's position has aged out; else that is an error.
+    resume : go on at the oldest message where the group's position has aged out; else that is an error.
     max_bytes : about how much one poll may hold.
 
     Raises
@@ -79,7 +79,7 @@ class KafkaFollower:
         topics: Mapping[str, str],
         group: str,
         *,
-        skip_lost: bool = False,
+        resume: bool = False,
         max_bytes: int = 32 << 20,
         commit_timeout_s: float = 15.0,
     ) -> None:
@@ -87,7 +87,7 @@ class KafkaFollower:
         self._client = client
         self._topics = dict(topics)
         self._group = group
-        self._skip_lost = skip_lost
+        self._resume = resume
         self._max_bytes = max_bytes
         self._logs: dict[Place, _Log] = {}
         self._check_at = 0.0
@@ -186,12 +186,12 @@ class KafkaFollower:
     def _start(self, place: Place, offset: int, first: int, end: int) -> int:
         if first <= offset <= end:
             return offset
-        if offset < first and self._skip_lost:
+        if offset < first and self._resume:
             self.counts["lost"] += first - offset
             return first
-        wrong = str(out_of_range(*place, offset, first, end))
+        wrong = out_of_range(*place, offset, first, end)
         if offset < first:
-            raise StateError(f"{wrong}. With --skip-lost this program goes on at {first}, without what is gone")
+            raise wrong
         raise StateError(
             f"{wrong}. Its offsets begin again, and would take the place of older ones: delete the group's offsets and "
             "name another history.root"

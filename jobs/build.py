@@ -160,7 +160,7 @@ def _scores_topic(settings: Settings) -> ScoresTopic | None:
     return ScoresTopic(k.scores_topic, settings.feed.name, names, k.scores_top)
 
 
-def follower_of(settings: Settings, name: str, options: Sequence[str], skip_lost: bool) -> KafkaFollower:
+def follower_of(settings: Settings, name: str, options: Sequence[str]) -> KafkaFollower:
     """Return a reader of the topics of some options of [kafka]; its group is kafka.group with `name` added.
 
     Raises
@@ -175,7 +175,8 @@ def follower_of(settings: Settings, name: str, options: Sequence[str], skip_lost
     k = settings.kafka
     client = connect(specs.kafka_settings(settings), k.client)
     topics = {f"kafka.{option}": getattr(k, option) for option in options}
-    return KafkaFollower(client, topics, f"{k.group}-{name}", skip_lost=skip_lost, commit_timeout_s=k.commit_timeout_s)
+    resume = k.aged_out == "resume"
+    return KafkaFollower(client, topics, f"{k.group}-{name}", resume=resume, commit_timeout_s=k.commit_timeout_s)
 
 
 def history_of(settings: Settings) -> ParquetHistory | None:

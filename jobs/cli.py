@@ -53,7 +53,6 @@ _Bundle = Annotated[str | None, typer.Option("--model", metavar="ID", help="Inst
 _ExitCode = Annotated[bool, typer.Option("--exit-code", help=f"Exit with {exits.ALERTS_FOUND} if there are any.")]
 _AlertId = Annotated[str, typer.Argument(metavar="ALERT", help="The alert's id.")]
 _By = Annotated[str | None, typer.Option(help="Who says so; else the user of this machine.")]
-_SkipLost = Annotated[bool, typer.Option("--skip-lost", help="Go on without messages that have aged out.")]
 _Note = Annotated[str, typer.Option(help="Why.")]
 
 
@@ -111,20 +110,19 @@ def run(
 def historian(
     call: Call,
     once: Annotated[bool, typer.Option("--once", help="End when all that is there is written.")] = False,
-    skip_lost: _SkipLost = False,
 ) -> None:
     """Write the history of a Kafka feed from what is committed, beside `run`."""
     from jobs.historian import historian as write_history
 
-    write_history(settings=call.settings(), once=once, skip_lost=skip_lost, console=call.console)
+    write_history(settings=call.settings(), once=once, console=call.console)
 
 
 @command(app)
-def notify(call: Call, skip_lost: _SkipLost = False) -> None:
+def notify(call: Call) -> None:
     """Hand committed alerts of a Kafka feed to the sinks, at least once."""
     from jobs.notify import notify as hand_on
 
-    hand_on(settings=call.settings(), skip_lost=skip_lost, console=call.console)
+    hand_on(settings=call.settings(), console=call.console)
 
 
 @command(app)

@@ -25,13 +25,12 @@ _FLUSH_S = 60.0  # how old the newest rows may be that a nightly job sees
 _POLL_S = 0.2
 
 
-def historian(settings: Settings, once: bool, skip_lost: bool, console: Console) -> Counter[str]:
+def historian(settings: Settings, once: bool, console: Console) -> Counter[str]:
     """Write the history until SIGTERM or SIGINT comes; return the counts of everything it did.
 
     Parameters
     ----------
     once : end when all that is committed and scored at the start is written.
-    skip_lost : go on where messages have aged out before they were read, without them.
 
     Raises
     ------
@@ -50,7 +49,7 @@ def historian(settings: Settings, once: bool, skip_lost: bool, console: Console)
     topics = ("topic", "scores_topic", "alerts_topic")
     mapping, most = specs.field_mapping(settings), settings.feed.max_assets
     logs = FeedLogs(settings.feed.name, k.topic, k.scores_topic, k.alerts_topic, mapping, most)
-    with closing(build.follower_of(settings, "historian", topics, skip_lost)) as follower:
+    with closing(build.follower_of(settings, "historian", topics)) as follower:
         writer = Historian(
             follower,
             logs,

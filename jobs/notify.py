@@ -22,7 +22,7 @@ _COMMIT_S = 1.0
 _AGAIN_S = 5.0  # how long a sink that does not take alerts is left alone
 
 
-def notify(settings: Settings, skip_lost: bool, console: Console) -> Counter[str]:
+def notify(settings: Settings, console: Console) -> Counter[str]:
     """Hand alerts on until SIGTERM or SIGINT comes; return the counts of what it did.
 
     Raises
@@ -37,7 +37,7 @@ def notify(settings: Settings, skip_lost: bool, console: Console) -> Counter[str
 
     only_alerts = settings.model_copy(update={"sinks": settings.sinks.model_copy(update={"dead": ""})})
     with (
-        closing(build.follower_of(settings, "notify", ("alerts_topic",), skip_lost)) as follower,
+        closing(build.follower_of(settings, "notify", ("alerts_topic",))) as follower,
         closing(TeeSink(list(build.file_sinks(only_alerts, console).values()))) as sink,
     ):
         notifier = Notifier(follower, sink)

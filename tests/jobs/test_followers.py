@@ -27,7 +27,7 @@ def settings(tmp_path, **flags):
 )
 def test_a_historian_without_its_topics_is_refused(tmp_path, flags, key):
     with pytest.raises(ConfigError) as refused:
-        historian(settings=settings(tmp_path, **flags), once=True, skip_lost=False, console=QUIET)
+        historian(settings=settings(tmp_path, **flags), once=True, console=QUIET)
     assert refused.value.key == key
 
 
@@ -37,7 +37,7 @@ def test_a_historian_without_its_topics_is_refused(tmp_path, flags, key):
 def test_a_notifier_without_topic_or_sink_is_refused(tmp_path, monkeypatch, flags, key):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError) as refused:
-        notify(settings=settings(tmp_path, **flags), skip_lost=False, console=QUIET)
+        notify(settings=settings(tmp_path, **flags), console=QUIET)
     assert refused.value.key == key
 
 
