@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models.aggregation import MAD_FLOOR, Z_LIMIT, ZTOP_LEAST, ZTOP_SHARE, check_fitted
+from models.engine_t_squared import need_q
 from models.reconstruction import member_tensors, principal_tensors, reconstruction
 from pipeline.bundle import Bundle
 
@@ -34,6 +35,7 @@ class DeployedMember(nn.Module):
     def __init__(self, bundle: Bundle, group: int, index: int) -> None:
         super().__init__()
         spec = bundle.members[index]
+        need_q(spec, "an exported program")
         self._whole, self._limit = spec.error == "window", float(bundle.soft_clip)
         self._channels = len(bundle.channels)
         for name in ("loc", "scale"):

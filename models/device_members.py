@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from models.aggregation import aggregate, check_fitted
 from models.engine_gaps import reconstruct_holed
 from models.engine_rings import padded
+from models.engine_t_squared import need_q
 from models.reconstruction import PcaReconstruction, member_tensors, reconstruction
 from pipeline.bundle import Bundle
 from pipeline.values import Bool, Float32, Float64, Int64
@@ -39,6 +40,7 @@ class DeviceMember:
 
     def __init__(self, bundle: Bundle, group: int, index: int, device: torch.device, dtype: torch.dtype) -> None:
         spec, channels = bundle.members[index], len(bundle.channels)
+        need_q(spec, "the engine on CUDA")
         tensors = member_tensors(bundle, group, index)
         self._rows, self._channels, self._aggregate = spec.window, channels, spec.aggregate
         self._first = (bundle.window - spec.window) * channels

@@ -46,22 +46,29 @@ def reconstruct_holed(
     found = np.empty(k, np.float64)
     rebuilt = np.empty(last, np.float64)
     for i in range(x.shape[0]):
-        found[:] = 0.0
-        for j in range(readings):
-            if observed[i, j]:
-                add_scaled(found, np.float64(x[i, j]) - np.float64(mean[j]), loadings[j])
-        hidden = np.flatnonzero(~observed[i])
-        if len(hidden) < k:
-            _solve_hidden(loadings[hidden].astype(np.float64), ridge, found)
-        elif 2 * len(hidden) < readings:
-            _solve_components(loadings[hidden].astype(np.float64), -1.0, 1.0 + ridge, found)
-        else:
-            _solve_components(loadings[observed[i]].astype(np.float64), 1.0, ridge, found)
+        solve_scores(x[i], observed[i], mean, loadings, ridge, found)
         rebuilt[:] = mean[first:]
         for c in range(k):
             add_scaled(rebuilt, found[c], components[c, first:])
         for j in range(last):
             out[i, j] = np.float32(rebuilt[j])
+
+
+@njit(nogil=True, cache=True)
+def solve_scores(x: Float32, observed: Bool, mean: Float32, loadings: Float32, ridge: Float64, found: Float64) -> None:
+    """Write the scores (k,) of one window with gaps, (D,), into `found`; `loadings` is (D, k)."""
+    readings, k = loadings.shape
+    found[:] = 0.0
+    for j in range(readings):
+        if observed[j]:
+            add_scaled(found, np.float64(x[j]) - np.float64(mean[j]), loadings[j])
+    hidden = np.flatnonzero(~observed)
+    if len(hidden) < k:
+        _solve_hidden(loadings[hidden].astype(np.float64), ridge, found)
+    elif 2 * len(hidden) < readings:
+        _solve_components(loadings[hidden].astype(np.float64), -1.0, 1.0 + ridge, found)
+    else:
+        _solve_components(loadings[observed].astype(np.float64), 1.0, ridge, found)
 
 
 @njit(nogil=True, cache=True)

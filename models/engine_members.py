@@ -24,7 +24,7 @@ from models.engine_single import SingleConv, SingleDense
 from pipeline.bundle import Bundle
 from pipeline.errors import BundleError
 
-_LEAST_RIDGE = 1e-5  # many times what float32 leaves of the orthogonality of components; below it gaps are ill-posed
+LEAST_RIDGE = 1e-5  # many times what float32 leaves of the orthogonality of components; below it gaps are ill-posed
 
 
 class Member(Protocol):
@@ -189,7 +189,7 @@ def _build_pca(tensors: dict[str, Tensor], readings: int, last: int, prefix: str
             f"{prefix}mean is {tuple(mean.shape)} and {prefix}components {tuple(components.shape)}: "
             f"expected ({readings},) and (k, {readings})"
         )
-    ridge = (tensors["noise"].double() / tensors["variance"].double()).clamp_(min=_LEAST_RIDGE)
+    ridge = (tensors["noise"].double() / tensors["variance"].double()).clamp_(min=LEAST_RIDGE)
     return PcaMember(mean, components, ridge, last, space)
 
 

@@ -19,6 +19,7 @@ from models.aggregation import aggregate, check_fitted
 from models.engine_buffers import Workspace
 from models.engine_members import Member, PcaMember, build_member
 from models.engine_rings import Chunk, padded
+from models.engine_t_squared import TSquared, statistic_of
 from pipeline.bundle import Bundle
 from pipeline.values import Bool, Float32, Float64, Int32, Int64
 
@@ -56,6 +57,7 @@ class Scorer:
             n.removeprefix("agg."): np.array(t, np.float64) for n, t in mine.items() if n.startswith("agg.")
         }
         check_fitted(spec.aggregate, channels, self._fitted)
+        self._t_squared = None if statistic_of(spec) == "q" else TSquared(spec, mine, self._first)
         self.shapes = self._member.shapes
         self._results, self._host = space.results(size, channels)
         self.expected: Float32 = self._host[0].numpy()
@@ -80,7 +82,10 @@ class Scorer:
         if self._results.data_ptr() != self._host.data_ptr():
             self._host[:2, :k].copy_(self._results[:, :k])
         _weigh(chunk.observed, chunk.age, self._rows if self._whole else 1, k, self.weight)
-        return aggregate(self._aggregate, self.residual[:k], self.weight[:k], self._fitted)
+        errors = aggregate(self._aggregate, self.residual[:k], self.weight[:k], self._fitted)
+        if self._t_squared is None:
+            return errors
+        return self._t_squared.errors(chunk, k, errors, self.residual[:k], self.weight[:k])
 
     @property
     def fell_back(self) -> bool:

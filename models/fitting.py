@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.autoencoders import build_module, compression_ratio
-from models.pca import fit_pca
+from models.engine_t_squared import statistic_of
+from models.pca import control_limits, fit_pca
 from models.residuals import channel_residuals, fit_aggregation
 from models.scaling import fit_scale, scale
 from models.series import Series, longest_runs, thinned, window_ends
@@ -211,7 +212,11 @@ def _fit_pca(member: MemberSpec, pool: _Pool, report: Report) -> tuple[Tensors, 
     left = pca.noise * (1 - len(pca.variance) / len(pca.mean))  # per reading: on the scale of the others' losses
     report(1, 1, left)
     told = {"components": len(pca.variance), "loss": left, "windows": pca.windows, "imputed": pca.imputed}
-    return pca.tensors(), told
+    tensors = pca.tensors()
+    if statistic_of(member) != "q":
+        last = member.error == "last"
+        tensors["limit"] = control_limits(pca, pool.scaled, pool.observed, ends, member.window, last)
+    return tensors, told
 
 
 def _fit_module(

@@ -30,6 +30,7 @@ from pipeline.values import Bool, Float32, Float64, Int64
 _SMALLEST_VARIANCE = 1e-6  # in scaled units squared: below it a direction does not vary, it rounds
 _FULL_SHARE = 0.5  # of the windows have no gap: enough to leave the others out
 _CHUNK = 2048  # windows gathered at a time
+_LIMIT_WINDOWS, _LIMIT_PERCENTILE = 4096, 99.0  # that limits rest on
 
 Floats = Float32 | Float64
 
@@ -146,6 +147,27 @@ def q_statistic(x: Floats, reconstruction: Float64, observed: Bool) -> Float64:
 def t_squared(pca: PrincipalComponents, t: Float64) -> Float64:
     """Return Hotelling's T² (n,): how far the scores are from the mean, in their own variances [2]."""
     return np.asarray((np.square(t) / pca.variance.astype(np.float64)).sum(axis=1))
+
+
+def control_limits(
+    pca: PrincipalComponents, scaled: Float32, observed: Bool, ends: Int64, window: int, last: bool
+) -> Float32:
+    """Return the 99th percentiles of Q and T², (2,), on normal windows; Q of the last row alone if `last`.
+
+    Windows in which nothing that counts was observed are left out; both are at least 1e-6.
+    """
+    found: list[Float64] = []
+    chosen = thinned(ends, _LIMIT_WINDOWS)
+    for i in range(0, len(chosen), _CHUNK):
+        x, seen = windows(scaled, observed, chosen[i : i + _CHUNK], window)
+        x, seen = x.reshape(len(x), -1), seen.reshape(len(x), -1)
+        t = scores(pca, x, seen)
+        part = slice(-scaled.shape[1] if last else None, None)
+        q = q_statistic(x[:, part], reconstruct(pca, t)[:, part], seen[:, part])
+        found.append(np.stack([q, t_squared(pca, t)]))
+    both = np.concatenate(found, axis=1)
+    limits = np.percentile(both[:, np.isfinite(both[0])], _LIMIT_PERCENTILE, axis=1)
+    return np.maximum(limits, _SMALLEST_VARIANCE).astype(np.float32)
 
 
 def _without_gap(scaled: Float32, observed: Bool, ends: Int64, window: int) -> Bool:

@@ -60,6 +60,7 @@ class TrainSpec:
     pca_window: int = 32
     pca_variance: float = 0.9
     pca_max_components: int = 512
+    pca_statistic: Literal["q", "t2", "combined"] = "q"
     dense_window: int = 16
     dense_hidden: tuple[int, ...] = (128, 64)
     dense_latent: int = 0
@@ -122,7 +123,11 @@ def member_specs(spec: TrainSpec) -> tuple[MemberSpec, ...]:
         span = span_of(spec.conv_kernels, spec.conv_strides)
         windows["stream"] = span.rows(spec.conv_window if spec.error == "window" else 1)
     params: dict[str, dict[str, Any]] = {
-        "pca": {"variance": spec.pca_variance, "max_components": spec.pca_max_components},
+        "pca": {
+            "variance": spec.pca_variance,
+            "max_components": spec.pca_max_components,
+            "statistic": spec.pca_statistic,
+        },
         "dense": {
             "hidden": list(spec.dense_hidden),
             "latent": spec.dense_latent or default_latent("dense", spec.dense_window, channels),
@@ -155,6 +160,7 @@ def _check_choices(spec: TrainSpec) -> None:
         "scaler": ("standard", "robust"),
         "error": ("last", "window"),
         "aggregate": ("mse", "ztop", "mahalanobis"),
+        "pca_statistic": ("q", "t2", "combined"),
     }
     for name, allowed in choices.items():
         if getattr(spec, name) not in allowed:
@@ -174,6 +180,8 @@ def _check_choices(spec: TrainSpec) -> None:
         raise ConfigError("train.patience", spec.patience, "hold a part out (train.hold_out = 0.1), or use 0")
     if not 0 < spec.pca_variance < 1:
         raise ConfigError("train.pca_variance", spec.pca_variance, "use a share between 0 and 1, such as 0.9")
+    if spec.pca_statistic != "q" and spec.aggregate != "mse":
+        raise ConfigError("train.pca_statistic", spec.pca_statistic, "set train.aggregate = 'mse', or use 'q'")
     if spec.pca_max_components < 1:
         raise ConfigError("train.pca_max_components", spec.pca_max_components, "allow at least 1")
     if not 0 <= spec.dense_dropout < 1:

@@ -46,6 +46,9 @@ class Train(Section):
     pca_window: int = option(32, "rows", "what principal components see", ge=1)
     pca_variance: float = option(0.9, "share", "of the variance that the components explain", gt=0, lt=1)
     pca_max_components: int = option(512, "components", "most of them", ge=1)
+    pca_statistic: Literal["q", "t2", "combined"] = option(
+        "q", "", "its error: Q (residual), t2 (Hotelling's T² within the components), or both over their limits"
+    )
     dense_window: int = option(16, "rows", "what the dense autoencoder sees", ge=1)
     dense_hidden: _Sizes = option((128, 64), "units", "its hidden layers, mirrored in the decoder")
     dense_latent: int = option(0, "units", "its bottleneck; 0: chosen from the size of a window", ge=0)
