@@ -138,19 +138,23 @@ def _join(
     taps, stride, taken, products, channels = size
     width = kept.shape[1]
     tape = np.empty(width + taken * channels, np.float32)
+    least = np.float32(0.0) if relu else np.float32(-np.inf)
     for k in range(len(slots)):
-        s = slots[k]
+        mine = kept[slots[k]]
         for c in range(width):
-            tape[c] = np.float32(0.0) if fresh[k] else kept[s, c]
+            tape[c] = mine[c]
+        if fresh[k]:
+            tape[:width] = np.float32(0.0)
         for r in range(taken):
-            source, first = out[(k * taken + r) // given], (r % given) * channels
-            to = width + r * channels
+            first, to = (r % given) * channels, tape[width + r * channels : width + (r + 1) * channels]
+            source = out[(k * taken + r) // given, first : first + channels]
             for c in range(channels):
-                value = source[first + c]
-                tape[to + c] = max(value, np.float32(0.0)) if relu else value
+                to[c] = source[c] if source[c] > least else least
         for m in range(products):
-            begin = m * stride * channels
+            begin, run = m * stride * channels, runs[k * products + m]
+            piece = tape[begin : begin + taps * channels]
             for c in range(taps * channels):
-                runs[k * products + m, c] = tape[begin + c]
+                run[c] = piece[c]
+        left = tape[taken * channels :]
         for c in range(width):
-            kept[s, c] = tape[taken * channels + c]
+            mine[c] = left[c]

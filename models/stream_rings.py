@@ -13,21 +13,15 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-from models.engine_rings import MIN_OBSERVED
-from models.scaling import scale_scalar, unscale_scalar
+from models.stream_kernels import settle_rows, stale_slots, store_rows, take_rows
 from models.stream_layers import Layer, Span
 from pipeline.errors import ShapeError, StateError
 from pipeline.protocols import RawWindows
-from pipeline.values import Bool, Continuity, Float32, Float64, Int32, Int64, Status, UInt8
+from pipeline.values import Bool, Float32, Float64, Int32, Int64, UInt8
 
 _FIRST_SLOTS = 16
-_CONTINUES = int(Continuity.CONTINUES)
-_WARMING = np.uint8(Status.WARMING)
-_CALIBRATED = np.uint8(Status.CALIBRATED)
-_ABSTAINED = np.uint8(Status.ABSTAINED)
 _HEAD = np.dtype(
     [
         ("next", np.int64),  # the grid slot that the next row is to have
@@ -102,8 +96,8 @@ class _Slots(NamedTuple):
 class _Scaler(NamedTuple):
     """Scalers of all groups."""
 
-    loc: Float32  # (G, C)
-    scale: Float32  # (G, C)
+    loc: Float64  # (G, C)
+    scale: Float64  # (G, C)
     limit: float
 
 
@@ -138,7 +132,7 @@ class StreamRings:
     ) -> None:
         self.rows, self.channels = span.rows(averaged), int(loc.shape[1])
         self._shape = _Shape(period_ns, span.hop, span.delay, span.lag, averaged, first.taps, first.stride, first.kept)
-        self._scaler = _Scaler(np.ascontiguousarray(loc), np.ascontiguousarray(scale), float(soft_clip))
+        self._scaler = _Scaler(loc.astype(np.float64), scale.astype(np.float64), float(soft_clip))
         self._slots = self._new_slots(0)
         self._used = np.zeros(0, np.bool_)
         self._free: list[int] = []
@@ -169,7 +163,7 @@ class StreamRings:
 
     def store(self, rows: Taken) -> None:
         """Take rows as raw state, in order; what derives from them is left to be made when scores are asked for."""
-        _store(rows, self._slots)
+        store_rows(rows, self._slots)
 
     def take(self, rows: Taken, order: Int64, hops: Hops, found: Found) -> tuple[int, int]:
         """Take the rows at `order`, one after the other, until `hops` is full.
@@ -181,7 +175,7 @@ class StreamRings:
         -------
         (taken, k) : how many of `order` were taken; how many hops lie in `hops`.
         """
-        taken: tuple[int, int] = _take(rows, order, self._slots, self._scaler, self._shape, hops, found)
+        taken: tuple[int, int] = take_rows(rows, order, self._slots, self._scaler, self._shape, hops, found)
         return taken
 
     def settle(
@@ -194,13 +188,13 @@ class StreamRings:
         expected : (B * S / given, padded), reconstructions of the hops, `given` rows of C in each row.
         errors : (B, S), of the reconstructed rows.
         """
-        _settle(rows, order, self._slots, self._scaler, self._shape, hops, expected, given, errors, found)
+        settle_rows(rows, order, self._slots, self._scaler, self._shape, hops, expected, given, errors, found)
 
     def stale(self, rows: Taken) -> tuple[Int32, Int64]:
         """Return the slots whose derived state these rows need and that have raw rows only, and the grid slots of the
         rows that follow them. All slots of `rows` count as derived from then on.
         """
-        where, follows = _stale(rows, self._slots.head, self._shape.period_ns)
+        where, follows = stale_slots(rows, self._slots.head, self._shape.period_ns)
         return where, follows
 
     def restart(self, slots: Int32) -> None:
@@ -262,217 +256,3 @@ class StreamRings:
             errors=np.zeros((size, shape.averaged - 1 + shape.hop), np.float64),
             score=np.zeros((size, shape.hop), np.float32),
         )
-
-
-@njit(nogil=True, cache=True)
-def _put(s: int, rows: Any, i: int, slots: Any) -> int:
-    """Take row `i` into the raw ring of slot `s`; return its unobserved readings."""
-    head = slots.head[s]
-    kept, channels = slots.raw.shape[1], slots.raw.shape[2]
-    p = head.at
-    left, gaps = 0, 0
-    for c in range(channels):
-        left += not slots.seen[s, p, c]
-        gaps += not rows.observed[i, c]
-        slots.seen[s, p, c] = rows.observed[i, c]
-        slots.raw[s, p, c] = rows.x[i, c]
-    head.missing += gaps - left if head.count == kept else gaps
-    head.count += 0 if head.count == kept else 1
-    head.at = p + 1 if p + 1 < kept else 0
-    return gaps
-
-
-@njit(nogil=True, cache=True)
-def _store(rows: Any, slots: Any) -> None:
-    for i in range(len(rows.slots)):
-        s = rows.slots[i]
-        head = slots.head[s]
-        if rows.continuity[i] != _CONTINUES or head.count == 0:
-            head.count = 0
-            head.missing = 0
-        head.derived = 0
-        _put(s, rows, i, slots)
-
-
-@njit(nogil=True, cache=True)
-def _stale(rows: Any, head: Any, period_ns: int) -> tuple[Int32, Int64]:
-    where = np.empty(len(rows.slots), np.int32)
-    follows = np.empty(len(rows.slots), np.int64)
-    k = 0
-    for i in range(len(rows.slots)):
-        s = rows.slots[i]
-        if head[s].derived == 0:
-            head[s].derived = 1
-            if head[s].count > 0 and rows.continuity[i] == _CONTINUES and head[s].group >= 0:
-                where[k] = s
-                follows[k] = rows.ts_ns[i] // period_ns
-                k += 1
-    return where[:k].copy(), follows[:k].copy()
-
-
-@njit(nogil=True, cache=True)
-def _start(s: int, slots: Any) -> None:
-    """Empty slot `s`. What layers and averages keep of it is left to its first hop, which comes after older ones."""
-    head = slots.head[s]
-    head.count = 0
-    head.missing = 0
-    head.scaled_at = 0
-    head.fresh = 1
-    slots.scaled[s] = 0.0
-
-
-@njit(nogil=True, cache=True)
-def _take(rows: Any, order: Int64, slots: Any, scaler: Any, shape: Any, hops: Any, found: Any) -> tuple[int, int]:
-    kept, channels = slots.raw.shape[1], slots.raw.shape[2]
-    readings, ring = kept * channels, slots.scaled.shape[1]
-    k = 0
-    for j in range(len(order)):
-        i = order[j]
-        s = rows.slots[i]
-        head = slots.head[s]
-        grid = rows.ts_ns[i] // shape.period_ns
-        if rows.continuity[i] != _CONTINUES or head.count == 0 or grid != head.next:
-            _start(s, slots)
-        gaps = _put(s, rows, i, slots)
-        head.next = grid + 1
-        head.derived = 1
-        found.ends[i] = -1
-        found.coverage[i] = np.float32(1.0) - np.float32(head.missing) / np.float32(head.count * channels)
-        found.status[i] = _WARMING
-        if head.group < 0:
-            continue
-        _scale_row(s, rows, i, gaps, slots, scaler)
-        if head.count == kept:
-            found.status[i] = _ABSTAINED
-            if readings - head.missing >= MIN_OBSERVED * readings and _recall(s, i, slots, shape.lag, found):
-                found.status[i] = _CALIBRATED
-        if grid % shape.hop == shape.hop - 1:
-            found.ends[i] = k
-            hops.slots[k] = s
-            hops.fresh[k] = head.fresh == 1
-            head.fresh = 0
-            newest = head.scaled_at - 1 + ring
-            for r in range(shape.hop):
-                at = (newest - shape.delay - shape.hop + 1 + r) % ring
-                hops.late[k, r] = slots.scaled[s, at]
-            _gather(s, newest - shape.kept - shape.hop + 1, k, slots.scaled, shape, hops.runs)
-            k += 1
-            if k == len(hops.slots):
-                return j + 1, k
-    return len(order), k
-
-
-@njit(nogil=True, cache=True)
-def _scale_row(s: int, rows: Any, i: int, gaps: int, slots: Any, scaler: Any) -> None:
-    head = slots.head[s]
-    g, p = head.group, head.scaled_at
-    for c in range(rows.x.shape[1]):
-        slots.scaled[s, p, c] = scale_scalar(rows.x[i, c], scaler.loc[g, c], scaler.scale[g, c], scaler.limit)
-    if gaps:
-        for c in range(rows.x.shape[1]):
-            if not rows.observed[i, c]:
-                slots.scaled[s, p, c] = np.nan
-    head.scaled_at = p + 1 if p + 1 < slots.scaled.shape[1] else 0
-
-
-@njit(nogil=True, cache=True)
-def _recall(s: int, i: int, slots: Any, lag: int, found: Any) -> bool:
-    """Copy the row that is scored now, as it came and scaled; return whether anything of it was observed."""
-    head = slots.head[s]
-    kept, ring = slots.raw.shape[1], slots.scaled.shape[1]
-    p, q = (head.at - 1 - lag) % kept, (head.scaled_at - 1 - lag) % ring
-    any_seen = False
-    for c in range(slots.raw.shape[2]):
-        found.by_channel[i, c] = slots.scaled[s, q, c]
-        if slots.seen[s, p, c]:
-            any_seen = True
-            found.actual[i, c] = slots.raw[s, p, c]
-    if not any_seen:
-        found.by_channel[i] = 0.0
-    return any_seen
-
-
-@njit(nogil=True, cache=True)
-def _gather(s: int, first: int, k: int, scaled: Float32, shape: Any, runs: Float32) -> None:
-    """Write the runs of hop `k` for the first layer; `first`: where the oldest row of them lies in the ring."""
-    ring, channels = scaled.shape[1], scaled.shape[2]
-    products = shape.hop // shape.stride
-    for m in range(products):
-        to = runs[k * products + m]
-        for t in range(shape.taps):
-            at = (first + m * shape.stride + t) % ring
-            for c in range(channels):
-                value = scaled[s, at, c]
-                to[t * channels + c] = np.float32(0.0) if np.isnan(value) else value
-
-
-@njit(nogil=True, cache=True)
-def _settle(
-    rows: Any,
-    order: Int64,
-    slots: Any,
-    scaler: Any,
-    shape: Any,
-    hops: Any,
-    expected: Float32,
-    given: int,
-    errors: Float64,
-    found: Any,
-) -> None:
-    channels, hop = slots.raw.shape[2], shape.hop
-    for j in range(len(order)):
-        i = order[j]
-        s, k = rows.slots[i], found.ends[i]
-        if k >= 0:
-            for r in range(hop):
-                source = expected[(k * hop + r) // given]
-                first = (r % given) * channels
-                for c in range(channels):
-                    slots.expected[s, r * channels + c] = source[first + c]
-            if hops.fresh[k]:
-                slots.errors[s] = np.nan
-            _average(s, errors[k], slots, shape)
-        if found.status[i] == _CALIBRATED:
-            r = (rows.ts_ns[i] // shape.period_ns + 1) % hop
-            found.score[i] = slots.score[s, r]
-            _tell(i, slots.expected[s, r * channels : (r + 1) * channels], slots.head[s].group, scaler, found)
-
-
-@njit(nogil=True, cache=True)
-def _average(s: int, new: Float64, slots: Any, shape: Any) -> None:
-    """Take the errors of a hop's reconstructed rows; average the last W for each of them, oldest first, anew."""
-    tail, averaged, hop = slots.errors[s], shape.averaged, shape.hop
-    for t in range(averaged - 1):
-        tail[t] = tail[t + hop]
-    for r in range(hop):
-        tail[averaged - 1 + r] = new[r]
-    for r in range(hop):
-        total, count = 0.0, 0
-        for t in range(averaged):
-            error = tail[r + t]
-            if not np.isnan(error):
-                total += error
-                count += 1
-        slots.score[s, r] = np.float32(total / count) if count else np.float32(np.nan)
-
-
-@njit(nogil=True, cache=True)
-def _tell(i: int, expected: Float32, group: int, scaler: Any, found: Any) -> None:
-    """Write what was expected of a scored row, and each channel's share of its squared residual."""
-    total, seen = 0.0, 0
-    for c in range(len(expected)):
-        value = found.by_channel[i, c]
-        if np.isnan(value):
-            found.by_channel[i, c] = 0.0
-            continue
-        off = np.float64(value) - np.float64(expected[c])
-        found.by_channel[i, c] = off * off
-        found.expected[i, c] = unscale_scalar(expected[c], scaler.loc[group, c], scaler.scale[group, c], scaler.limit)
-        total += off * off
-        seen += 1
-    if total > 0 and np.isfinite(total):
-        for c in range(len(expected)):
-            found.by_channel[i, c] = np.float32(found.by_channel[i, c] / total)
-        return
-    for c in range(len(expected)):
-        found.by_channel[i, c] = np.float32(1.0 / seen) if not np.isnan(found.actual[i, c]) else np.float32(0.0)

@@ -55,6 +55,8 @@ BENCHES: Mapping[str, Bench] = {
     "score.conv.bf16": Bench("precision:conv_bfloat16", 0.85, 1.05),
     "group.conv": Bench("scoring:group_conv", 2.5, 4.0),
     "train.compile": Bench("training:compiled"),
+    "stream.conv": Bench("streaming:conv", 5.0, 10.0),
+    "e2e.stream": Bench("streaming:json", 0.6, 0.8),
     "smooth.medmad": Bench("smoothing:medmad", 10.0, 20.0),
     "e2e.json.dense": Bench("e2e:json_dense", 0.7, 0.85),
     "e2e.json.conv": Bench("e2e:json_conv"),

@@ -40,13 +40,14 @@ class Line(msgspec.Struct):
 
 
 @dataclass(slots=True)
-class _Recorder:
+class Recorder:
     """An engine that keeps the last scores it gave, so that the smoother can be measured on them alone."""
 
     engine: Engine
     scores: Sequence[Scores] = ()
 
     def push(self, batches: Sequence[tuple[Rows, Int32]]) -> list[Scores]:
+        """Push, and remember what came back."""
         out = self.engine.push(batches)
         self.scores = out
         return out
@@ -61,7 +62,7 @@ class _Unscored:
     What a chain takes with it is what a chain takes outside the scorer.
     """
 
-    def __init__(self, engine: _Recorder, bundle: Bundle) -> None:
+    def __init__(self, engine: Recorder, bundle: Bundle) -> None:
         self._engine, self._bundle = engine, bundle
         loc, scale = np.zeros((1, fleet.CHANNELS), np.float32), np.ones((1, fleet.CHANNELS), np.float32)
         self._rings = Rings(bundle.window, loc, scale, bundle.soft_clip)
@@ -89,7 +90,7 @@ class Watch:
     """A chain with full windows of every asset, and the polls it has not seen yet."""
 
     chain: Chain
-    engine: _Recorder
+    engine: Recorder
     bundle: Bundle
     polls: list[Polled]
 
@@ -118,7 +119,7 @@ def watch(
     """
     torch.set_num_threads(1)
     bundle = fleet.bundle(members)
-    engine = _Recorder(open_engine(bundle, *profile))
+    engine = Recorder(open_engine(bundle, *profile))
     assets = trial.size(fleet.ASSETS, 200)
     chain = warm_chain(bundle, engine, assets, steady)
     engine.load(np.arange(assets, dtype=np.int32), fleet.full_windows(assets, bundle.window))
