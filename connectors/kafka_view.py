@@ -79,6 +79,23 @@ class FeedView:
         found = self._ask(lambda admin: admin.list_partition_offsets(specs, timeout_ms=int(_ANSWER_S * 1000)))
         return [found[place].offset for place in self._places]
 
+    def owners(self) -> dict[int, str]:
+        """Return the static member that has each partition; {} while the group shares them out, or has no members.
+
+        Raises
+        ------
+        BrokerUnavailable : the group's coordinator does not answer now.
+        """
+        found = self._ask(lambda admin: admin.describe_groups([self._group]))[self._group]
+        if found["group_state"] != "Stable":
+            return {}
+        return {
+            partition: member["group_instance_id"] or member["member_id"]
+            for member in found["members"]
+            for topic in member["member_assignment"]["assigned_partitions"]
+            for partition in topic["partitions"]
+        }
+
     def close(self) -> None:
         """Let go of the connections."""
         if self._admin is not None:

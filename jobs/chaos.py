@@ -14,9 +14,10 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from jobs.settings import Settings
 
 _DRAIN_S: Final = 300.0
-_FAILPOINTS: Final = ("after_produce", "after_send_offsets", "after_commit")
+_FAILPOINTS: Final = ("before_produce", "after_produce", "after_send_offsets", "after_commit")
 _AT_FAILPOINTS: Final = 0.3  # of the workers' kills, about
 _COMMITS_PER_S: Final = 4.0  # of one worker, about: what the failpoints' probability is reckoned from
 _BROKER_EVERY_S: Final = 15.0
@@ -53,6 +54,7 @@ class ChaosPlan:
     minutes : about how long that goes on; twice as long if the kills take it.
     rate : messages a second.
     client : which client library the workers use.
+    assignment : who shares out the partitions, `group` or `fixed`.
     """
 
     kills: int = 30
@@ -61,6 +63,7 @@ class ChaosPlan:
     rate: float = 400.0
     seed: int = 0
     client: str = "confluent"
+    assignment: str = "group"
 
 
 def chaos(plan: ChaosPlan, settings: Settings | None, keep: Path | None, console: Console) -> bool:
@@ -140,10 +143,9 @@ class _Run:
         calm = self._calm(secrets)
         verdict = self._verdict()
         stalls = watcher.stalls
-        slots = [range(slot, self._partitions, plan.workers) for slot in range(plan.workers)]
-        recovered = recoveries(
-            [(d.slot, d.at) for d in workers.deaths], stalls, slots, [(s.start, s.end) for s in away]
-        )
+        apart = [(span.start, span.end) for span in away]
+        deaths = [(death.slot, death.at) for death in workers.deaths]
+        recovered = recoveries(deaths, stalls, partial(self._held, watcher), apart)
         broker_kills = injected["broker kill"]
         return {
             "kills": len(workers.deaths) + broker_kills,
@@ -255,11 +257,18 @@ class _Run:
         view = FeedView(self._kafka, self._feed.own(run)["group"], self._feed.input, self._partitions)
         return Watcher(view, self._partitions)
 
+    def _held(self, watcher: Watcher, slot: int, at: float) -> Sequence[int]:
+        """Return the partitions that a slot had at a time."""
+        if self._plan.assignment == "fixed":
+            return range(slot, self._partitions, self._plan.workers)
+        return watcher.held(f"{self._feed.own('storm')['group']}-{slot}", at)
+
     def _config(self, run: str) -> Path:
         return self._folder / f"{run}.toml"
 
     def _write_config(self, run: str, slots: int) -> dict[str, str]:
-        return write_config(self._config(run), self._feed, run, self._settings, slots, self._plan.client)
+        kafka = {"slots": slots, "client": self._plan.client, "assignment": self._plan.assignment}
+        return write_config(self._config(run), self._feed, run, self._settings, kafka)
 
     def _failpoints(self) -> dict[str, str]:
         """Return the environment that makes workers kill themselves, about as often as the plan wants it."""

@@ -60,10 +60,15 @@ class Feed:
         return [self.input, *own]
 
 
-def write_config(path: Path, feed: Feed, run: str, settings: Settings, slots: int, library: str) -> dict[str, str]:
-    """Write a configuration for `midwatch run`; return the environment that goes with it, which has the secrets."""
+def write_config(path: Path, feed: Feed, run: str, settings: Settings, kafka: Mapping[str, Any]) -> dict[str, str]:
+    """Write a configuration for `midwatch run`; return the environment that goes with it, which has the secrets.
+
+    Parameters
+    ----------
+    kafka : what is to stand in `[kafka]` besides how to connect and the run's own names.
+    """
     known = settings.kafka.model_dump(mode="json", include=_TAKEN)
-    kafka = {**known, **feed.own(run), "topic": feed.input, "slots": slots, "client": library}
+    kafka = {**known, **feed.own(run), "topic": feed.input, **kafka}
     tables: dict[str, Mapping[str, Any]] = {
         "feed": {"name": "pumps", "period_s": PERIOD_S, "channels": list(CHANNELS)},
         "mapping": {"time_unit": "ns", "max_bytes": MAX_MESSAGE_BYTES},

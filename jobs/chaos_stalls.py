@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from connectors.kafka_view import FeedView
 
 _EVERY_S: Final = 0.1
+_OWNERS_EVERY: Final = 5  # looks
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class Stalls:
 def recoveries(
     deaths: Sequence[tuple[int, float]],
     stalls: Stalls,
-    slots: Sequence[Sequence[int]],
+    held: Callable[[int, float], Sequence[int]],
     apart: Sequence[tuple[float, float]],
 ) -> list[float]:
     """Return for deaths of workers how long the slowest partition of the slot stood still around them (s).
@@ -81,12 +82,12 @@ def recoveries(
     Parameters
     ----------
     deaths : slot and time of each.
-    slots : the partitions of each slot.
+    held : slot, time -> the partitions that it had then.
     apart : from when to when (monotonic, s) something else was broken.
     """
     out = []
     for slot, at in deaths:
-        around = [stall for p in slots[slot] if (stall := stalls.around(p, at)) is not None]
+        around = [stall for p in held(slot, at) if (stall := stalls.around(p, at)) is not None]
         if not around:
             continue
         start, end = min(stall.start for stall in around), max(stall.end for stall in around)
@@ -104,6 +105,7 @@ class Watcher:
         self._view = view
         self._over = threading.Event()
         self._looked = 0
+        self._owners: list[tuple[float, dict[int, str]]] = []  # when, and who had which partition from then on
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
 
@@ -111,6 +113,11 @@ class Watcher:
         """Look no more."""
         self._over.set()
         self._thread.join()
+
+    def held(self, member: str, at: float) -> list[int]:
+        """Return the partitions that a member of the group had at a time, as far as was seen."""
+        owners = next((owners for when, owners in reversed(self._owners) if when <= at), {})
+        return [partition for partition, owner in owners.items() if owner == member]
 
     def drained(self, timeout_s: float) -> bool:
         """Wait until nothing is left to be read; return whether that came true."""
@@ -127,10 +134,16 @@ class Watcher:
         while not self._over.wait(_EVERY_S):
             try:
                 committed, ends = self._view.committed(), self._view.ends()
+                self.stalls.see(time.monotonic(), committed, ends)
+                self._looked += 1
+                if self._looked % _OWNERS_EVERY == 1:
+                    self._see_owners(self._view.owners())
             except BrokerUnavailable:
                 continue  # the next look tells how long it lasted
-            self.stalls.see(time.monotonic(), committed, ends)
-            self._looked += 1
+
+    def _see_owners(self, owners: dict[int, str]) -> None:
+        if owners and (not self._owners or owners != self._owners[-1][1]):
+            self._owners.append((time.monotonic(), owners))
 
 
 def quantile(values: Sequence[float], q: float) -> float:

@@ -84,7 +84,7 @@ def takeovers(times: int, plan: ChaosPlan, folder: Path, console: Console) -> di
         feed, partitions = Feed("midwatch-takeover"), 2 * plan.workers
         feed.create(client, partitions, ["storm"])
         config = folder / "storm.toml"
-        write_config(config, feed, "storm", settings, plan.workers, plan.client)
+        write_config(config, feed, "storm", settings, {"slots": plan.workers, "client": plan.client})
         rows = FeedPlan(100_000, seed=plan.seed)
         fit_model(config, rows)
         over = threading.Event()

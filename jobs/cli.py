@@ -234,6 +234,7 @@ def chaos(
     rate: Annotated[float, typer.Option(min=1, help="Messages a second.")] = 400.0,
     seed: Annotated[int, typer.Option(help="Of the input and of the faults.")] = 0,
     client: Annotated[ClientName, typer.Option(help="Which client library the workers use.")] = ClientName.CONFLUENT,
+    fixed: Annotated[bool, typer.Option("--fixed", help="Partitions by slot number, not by the group.")] = False,
     keep: Annotated[Path | None, typer.Option(help="Keep what the workers said there.")] = None,
     takeovers: Annotated[
         int, typer.Option(min=0, help="Measure this instead: how long each kind of takeover takes, so many times.")
@@ -248,7 +249,7 @@ def chaos(
     from jobs.chaos import chaos as strike
 
     settings = call.settings({"kafka.bootstrap": bootstrap}) if bootstrap else None
-    plan = ChaosPlan(kills, minutes, workers, rate, seed, client.value)
+    plan = ChaosPlan(kills, minutes, workers, rate, seed, client.value, "fixed" if fixed else "group")
     if takeovers:
         from jobs.chaos_takeover import measure_takeovers
 

@@ -20,7 +20,7 @@ def test_the_same_seed_sends_the_same_bytes_and_another_one_others():
 
 def test_the_feed_brings_everything_that_goes_wrong_with_feeds(tmp_path):
     secrets = write_config(
-        tmp_path / "midwatch.toml", Feed("t"), "storm", load(None, {}, environ={}).settings, 2, "confluent"
+        tmp_path / "midwatch.toml", Feed("t"), "storm", load(None, {}, environ={}).settings, {"slots": 2}
     )
     assert secrets == {}
     settings = load(tmp_path / "midwatch.toml", environ={}).settings
@@ -50,7 +50,7 @@ def test_secrets_go_into_the_environment_of_the_workers_and_not_into_a_file(tmp_
         "kafka.scores_topic": "theirs",
     }
     settings = load(None, flags, environ={}).settings
-    environ = write_config(tmp_path / "midwatch.toml", Feed("t"), "calm", settings, 1, "confluent")
+    environ = write_config(tmp_path / "midwatch.toml", Feed("t"), "calm", settings, {"slots": 1})
     assert "hush" not in (tmp_path / "midwatch.toml").read_text()
     read = load(tmp_path / "midwatch.toml", environ=environ).settings.kafka
     assert read.sasl_password.get_secret_value() == "hush"

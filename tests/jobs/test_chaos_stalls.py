@@ -42,17 +42,17 @@ def test_nothing_stalls_before_the_first_commit():
 def test_a_recovery_is_the_stall_of_the_slots_slowest_partition():
     looks = [(0.0, [1, 1, 1]), (1.0, [2, 2, 2]), (3.0, [3, 2, 3]), (5.0, [4, 3, 4])]
     stalls = seen(*[(at, committed, [9, 9, 9]) for at, committed in looks], partitions=3)
-    slots = [[0, 1], [2]]
-    assert recoveries([(0, 1.5)], stalls, slots, []) == [4.0]
-    assert recoveries([(1, 1.5)], stalls, slots, []) == [2.0]
+    held = lambda slot, _: [[0, 1], [2]][slot]  # noqa: E731
+    assert recoveries([(0, 1.5)], stalls, held, []) == [4.0]
+    assert recoveries([(1, 1.5)], stalls, held, []) == [2.0]
 
 
 def test_a_slot_that_was_struck_twice_and_one_that_lost_its_broker_tell_nothing_of_recovery():
     stalls = seen((0.0, [1], [9]), (1.0, [2], [9]), (4.0, [3], [9]), (5.0, [4], [9]))
-    assert recoveries([(0, 1.5), (0, 2.0)], stalls, [[0]], []) == []
-    assert recoveries([(0, 1.5)], stalls, [[0]], [(3.0, 3.5)]) == []
-    assert recoveries([(0, 1.5)], stalls, [[0]], [(6.0, 7.0)]) == [3.0]
-    assert recoveries([(0, 9.0)], stalls, [[0]], []) == []
+    assert recoveries([(0, 1.5), (0, 2.0)], stalls, lambda *_: [0], []) == []
+    assert recoveries([(0, 1.5)], stalls, lambda *_: [0], [(3.0, 3.5)]) == []
+    assert recoveries([(0, 1.5)], stalls, lambda *_: [0], [(6.0, 7.0)]) == [3.0]
+    assert recoveries([(0, 9.0)], stalls, lambda *_: [0], []) == []
 
 
 def test_quantiles_are_values_that_were_there():
@@ -77,6 +77,9 @@ class Fed:
     def ends(self):
         return [4]
 
+    def owners(self):
+        return {0: "watch-1" if self.looks < 6 else "watch-2"}
+
 
 def test_a_watcher_sees_when_all_is_read_and_goes_on_looking_while_brokers_are_away():
     view = Fed()
@@ -84,6 +87,8 @@ def test_a_watcher_sees_when_all_is_read_and_goes_on_looking_while_brokers_are_a
     assert not watcher.drained(0.05)
     assert watcher.drained(10.0)
     assert view.looks >= 4
+    assert watcher.held("watch-1", time.monotonic()) == [0]
+    assert watcher.held("watch-1", time.monotonic() - 60) == []
     watcher.close()
     looked = view.looks
     time.sleep(0.25)
