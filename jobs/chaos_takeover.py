@@ -23,7 +23,7 @@ from jobs.chaos_stage import Feed, fit_model, send, write_config
 from jobs.chaos_stalls import Stalls, Watcher, quantile
 from jobs.chaos_workers import Workers, watch_command
 from jobs.failpoints import VARIABLE
-from pipeline.errors import Unavailable
+from pipeline.errors import PipelineError, Unavailable
 
 if TYPE_CHECKING:
     from connectors.kafka_client import Client
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 _STEP: Final = "after_send_offsets"
 _LIKELY: Final = 0.05  # that the marked worker kills itself in a commit, once it is asked to by its environment
 _CALM_S: Final = 1.5  # that all partitions must have moved on for, before the next kill
-_PATIENCE_S: Final = 60.0
+_START_S: Final = 300.0  # for programs to be loaded, on a slow machine, and partitions to be shared out
+_PATIENCE_S: Final = 60.0  # for partitions to go on
 
 
 @dataclass(slots=True)
@@ -181,18 +182,21 @@ class _Scene:
         return one
 
     def _partitions_of(self, slot: int) -> Sequence[int]:
-        owned = self.client.owners(self.group).get(f"{self.group}-{slot}", ())
+        try:
+            owned = self.client.owners(self.group).get(f"{self.group}-{slot}", ())
+        except PipelineError:  # before the group's first member, and while its coordinator moves
+            return ()
         return sorted(partition for _, partition in owned)
 
     def _calm(self, slots: range) -> None:
         """Wait until every slot has partitions and all of them have moved on for a while."""
-        deadline = time.monotonic() + _PATIENCE_S
+        deadline = time.monotonic() + _START_S
         began = time.monotonic()
         while time.monotonic() < began + _CALM_S or not all(self._partitions_of(slot) for slot in slots):
             if self.stalls.standing(time.monotonic()) > 1.0 or not all(self._partitions_of(slot) for slot in slots):
                 began = time.monotonic()
             if time.monotonic() > deadline:
-                raise Unavailable(f"the watch has not come to rest in {_PATIENCE_S:.0f} s: see {self.folder}")
+                raise Unavailable(f"the watch has not come to rest in {_START_S:.0f} s: see {self.folder}")
             time.sleep(0.1)
 
     def _measure(self, case: Case, mine: Sequence[int], at: float) -> None:
