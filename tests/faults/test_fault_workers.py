@@ -1,0 +1,84 @@
+"""Workers are killed, frozen, told to end and replaced. Whatever happens to them, the committed alert topic equals
+that of one undisturbed run over the same input, alert by alert."""
+
+import os
+import random
+import signal
+import time
+
+import pytest
+from fault_stage import equal
+
+pytestmark = pytest.mark.kafka
+STEPS = ("after_produce", "after_send_offsets", "after_commit")
+
+
+def test_kills_at_random_points_leave_the_alert_topic_as_one_undisturbed_run_makes_it(attempt):
+    run, dice = attempt("kills", run__max_rows=30), random.Random(1)
+    run.start()
+    for _ in range(10):
+        run.until_committed(run.committed() + 100)
+        run.signal(dice.randrange(2), signal.SIGKILL)
+        time.sleep(dice.uniform(0, 0.2))
+    run.wait_drained()
+    run.stop()
+    assert run.ended.count(-signal.SIGKILL) >= 8
+    equal(run)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_kills_at_a_step_of_the_commit_leave_the_alert_topic_as_one_undisturbed_run_makes_it(attempt, step):
+    run = attempt(step, run__max_rows=200)
+    run.start(failpoint=f"{step}:0.2")
+    run.wait_drained()
+    run.stop()
+    assert run.ended.count(-signal.SIGKILL) >= 2
+    equal(run)
+
+
+def test_a_worker_frozen_past_its_session_and_replaced_meanwhile_publishes_nothing_more(attempt):
+    run = attempt("frozen", run__max_rows=30)
+    run.start()
+    run.until_committed(300)
+    frozen = run.workers[0]
+    run.signal(0, signal.SIGSTOP)
+    began, before = time.monotonic(), run.committed()
+    run.workers[0] = run.fork(0)
+    run.until_committed(before + 300)
+    time.sleep(max(0.0, 7.0 - (time.monotonic() - began)))
+    os.kill(frozen.pid, signal.SIGCONT)
+    run.wait(lambda: frozen.exitcode is not None)
+    assert frozen.exitcode in (1, 75), "fenced off, or ended by its watchdog"
+    run.wait_drained()
+    run.stop()
+    equal(run)
+
+
+def test_workers_that_are_told_to_end_drain_and_what_follows_goes_on_where_they_were(attempt):
+    run = attempt("drained", run__max_rows=100)
+    run.start()
+    for slot in (0, 1, 0):
+        run.until_committed(run.committed() + 200)
+        run.signal(slot, signal.SIGTERM)
+    run.wait_drained()
+    run.stop()
+    assert set(run.ended) <= {0, -signal.SIGTERM}, "one that had not begun yet has nothing to drain"
+    equal(run)
+
+
+def test_workers_added_and_removed_under_load_change_nothing(attempt):
+    run = attempt("scaled", slots=4, run__max_rows=100)
+    run.start(0, 1)
+    run.until_committed(400)
+    run.start(2, 3)
+    run.until_committed(1200)
+    for slot in (0, 2):
+        gone = run.workers.pop(slot)
+        gone.terminate()
+        gone.join(60)
+        assert gone.exitcode in (0, -signal.SIGTERM)
+    run.until_committed(run.committed() + 1)
+    run.start(0, 2)
+    run.wait_drained()
+    run.stop()
+    equal(run)
