@@ -106,7 +106,7 @@ class Attempt:
     def fork(self, slot: int) -> BaseProcess:
         """Start one process more in a slot."""
         arguments = (str(self.config), slot, str(self.log), self.environ, self.mutant)
-        process = forks().Process(target=fault_worker.watch, args=arguments)
+        process = forks().Process(target=fault_worker.watch, args=arguments, daemon=True)
         process.start()
         self.others.append(process)
         return process
