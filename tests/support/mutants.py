@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import confluent_kafka
 from confluent_kafka import TopicPartition
 
-from connectors import kafka_confluent_producer, kafka_source
+from connectors import kafka_confluent_producer, kafka_restore, kafka_source
 from connectors.kafka_client import Committed, Place
+from pipeline.delta import Delta
+from pipeline.values import Rows
 
 
 def offsets_outside_the_transaction(kafka: Any) -> None:
@@ -40,6 +43,21 @@ def state_read_uncommitted(kafka: Any) -> None:
     confluent_kafka.Consumer = consumer  # type: ignore[misc,assignment]
 
 
+def no_replay(_: Any) -> None:
+    """A restore leaves out the rows that came into the windows after they were saved."""
+    Delta.rows = lambda self, partition, codes: Rows.empty(partition, self.x.shape[1])  # type: ignore[method-assign]
+
+
+def deltas_ignored(_: Any) -> None:
+    """A restore takes assets as they were last saved in full."""
+    read = kafka_restore.read_state_partition
+
+    def without(*arguments: Any) -> Any:
+        return replace(read(*arguments), deltas=[])
+
+    kafka_restore.read_state_partition = without
+
+
 def partitions_looked_at_often(_: Any) -> None:
     """No mutant: the source looks every half second for partitions that were added."""
     kafka_source._CHECK_S = 0.5  # type: ignore[misc]
@@ -55,6 +73,8 @@ MUTANTS: Mapping[str, Callable[[Any], None]] = {
     for made in (
         offsets_outside_the_transaction,
         state_read_uncommitted,
+        no_replay,
+        deltas_ignored,
         partitions_looked_at_often,
         files_end_at_200_kb,
     )
