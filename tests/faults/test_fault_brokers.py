@@ -25,6 +25,7 @@ def test_every_broker_killed_in_turn_and_so_every_leader_and_coordinator_changes
     equal(run)
 
 
+@pytest.mark.slow
 def test_a_broker_that_is_frozen_for_a_while_changes_nothing(stage, attempt):
     run = attempt("stalled", run__max_rows=100)
     run.start()
@@ -39,6 +40,7 @@ def test_a_broker_that_is_frozen_for_a_while_changes_nothing(stage, attempt):
     equal(run)
 
 
+@pytest.mark.slow
 def test_leaders_moved_under_load_change_nothing(stage, attempt):
     run = attempt("moved", run__max_rows=50)
     run.start()
@@ -53,6 +55,7 @@ def test_leaders_moved_under_load_change_nothing(stage, attempt):
     equal(run)
 
 
+@pytest.mark.slow
 def test_workers_frozen_for_longer_than_their_transaction_may_last_change_nothing(attempt):
     run = attempt("timed-out", run__max_rows=50, kafka__commit_timeout_s=2)
     run.start()

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.kafka
 @pytest.mark.parametrize(
     ("mutant", "step"),
     [
-        ("offsets_outside_the_transaction", "after_send_offsets"),
+        pytest.param("offsets_outside_the_transaction", "after_send_offsets", marks=pytest.mark.slow),
         ("state_read_uncommitted", "after_produce"),
         ("no_replay", "after_commit"),
         ("deltas_ignored", "after_commit"),

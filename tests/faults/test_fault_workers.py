@@ -20,6 +20,9 @@ STEPS = {
 }
 
 
+IN_EVERY_RUN = ("after_send_offsets", "after_read")
+
+
 def test_kills_at_random_points_leave_the_alert_topic_as_one_undisturbed_run_makes_it(attempt):
     run, dice = attempt("kills", run__max_rows=30), random.Random(1)
     run.start()
@@ -33,7 +36,9 @@ def test_kills_at_random_points_leave_the_alert_topic_as_one_undisturbed_run_mak
     equal(run)
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    "step", [step if step in IN_EVERY_RUN else pytest.param(step, marks=pytest.mark.slow) for step in STEPS]
+)
 def test_kills_at_a_step_of_the_commit_leave_the_alert_topic_as_one_undisturbed_run_makes_it(attempt, step):
     run = attempt(step, run__max_rows=200)
     run.start(failpoint=f"{step}:{STEPS[step]}")
