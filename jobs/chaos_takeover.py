@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from jobs.console import Console
 
 _STEP: Final = "after_send_offsets"
-_LIKELY: Final = 0.05  # that the marked worker kills itself in a commit, once it is asked to by its environment
+_LIKELY: Final = 0.02  # that the marked worker kills itself in a commit, once it is asked to by its environment
 _CALM_S: Final = 1.5  # that all partitions must have moved on for, before the next kill
 _START_S: Final = 300.0  # for programs to be loaded, on a slow machine, and partitions to be shared out
 _PATIENCE_S: Final = 60.0  # for partitions to go on
@@ -148,7 +148,7 @@ class _Scene:
         alone = [self._start(slot, "") for slot in range(self.workers)]
         case = Case()
         try:
-            for i in range(times):
+            for i in itertools.takewhile(lambda _: len(case.own) < times, itertools.count()):
                 slot = i % self.workers
                 if failpoint:
                     self._calm(range(self.workers))
@@ -200,9 +200,10 @@ class _Scene:
             time.sleep(0.1)
 
     def _measure(self, case: Case, mine: Sequence[int], at: float) -> None:
-        """Wait until the lost worker's partitions have moved on; add how long they, and the others, stood still."""
-        if not mine:
-            return  # it died before it had any
+        """Wait until the lost worker's partitions have moved on; add how long they, and the others, stood still.
+
+        A worker that died before all of its partitions went on, after it had joined, is left out.
+        """
         deadline = at + _PATIENCE_S
         while any(self.stalls.around(p, at + 0.05) is None for p in mine):
             if time.monotonic() > deadline:
@@ -210,6 +211,8 @@ class _Scene:
             time.sleep(0.05)
         time.sleep(_CALM_S)
         found = [stall for p in mine if (stall := self.stalls.around(p, at + 0.05)) is not None]
+        if not found or min(stall.start for stall in found) < at - 1.0:
+            return
         case.own.append(max(stall.seconds for stall in found))
         rest = [p for p in range(len(self.stalls.found)) if p not in mine]
         case.others.append(max(s.seconds for p in rest for s in self.stalls.found[p] if s.end >= at))
