@@ -420,3 +420,7 @@ def main() -> None:
         for note in getattr(error, "__notes__", ()):
             sys.stderr.write(f"midwatch: {note}\n")
         sys.exit(exits.exit_code(error))
+
+
+if __name__ == "__main__":
+    main()

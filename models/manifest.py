@@ -245,7 +245,7 @@ def check_whole(bundle: Bundle, where: str) -> None:
 def _check_tensors(bundle: Bundle, need: Callable[[bool, str], None]) -> None:
     wanted = {(g, m) for g in range(len(bundle.groups)) for m in range(len(bundle.members))}
     found = set()
-    for name in bundle.tensors:
+    for name in sorted(bundle.tensors):
         match = _TENSOR_NAME.fullmatch(name)
         known = match is not None and int(match[1]) < len(bundle.groups)
         if match and match[2]:
