@@ -10,6 +10,7 @@ W row errors averaged. The frame of row u carries the score of row v = u - lag.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -238,7 +239,8 @@ class StreamRings:
     def _grow(self) -> None:
         had = len(self._used)
         grown = self._new_slots(max(_FIRST_SLOTS, 2 * had))
-        for new, old in zip(grown, self._slots, strict=True):
+        arrays: Sequence[Any] = grown
+        for new, old in zip(arrays, self._slots, strict=True):
             new[:had] = old
         self._slots = grown
         self._used = np.concatenate([self._used, np.zeros(len(grown.head) - had, np.bool_)])

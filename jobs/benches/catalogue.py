@@ -65,6 +65,7 @@ BENCHES: Mapping[str, Bench] = {
     "e2e.default": Bench("e2e:default"),
     "e2e.overhead": Bench("e2e:overhead", 0.2, 0.1),
     "kafka.transaction": Bench("transaction:price"),
+    "kafka.paused": Bench("paused:held", 1.1, 1.0),
     "scale.shards": Bench("shards:two", 1.6, 1.85),
     "cold.start": Bench("starting:cold", 1.6, 0.4),
     "memory.assets": Bench("memory:assets"),
