@@ -6,14 +6,20 @@ is restored; of one that goes, what was read and not yet handed over is dropped,
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
+
+import numpy as np
 
 from connectors.kafka_client import Client, Member, Place
 from connectors.kafka_source import KnownPartitions
 from pipeline.errors import ConfigError
 from pipeline.values import Polled
+
+log = logging.getLogger(__name__)
 
 _ANSWER_S: Final = 10.0  # how long an answer may take
 
@@ -52,7 +58,7 @@ class KafkaGroupSource:
         self._max_bytes = max_bytes
         self._known = KnownPartitions(client, topics)
         self._mine: set[Place] = set()
-        self._begun: set[Place] = set()
+        self._next: dict[Place, int] = {}  # of partitions that have begun: the next offset that is new
         self._lost: list[Place] = []
         self._lock = threading.Lock()  # a client may tell of partitions in a thread of its own
         self._consumer = client.consumer(group, member=member)
@@ -78,7 +84,7 @@ class KafkaGroupSource:
         with self._lock:
             if place in self._mine:
                 self._consumer.begin(topic, partition, offset)
-                self._begun.add(place)
+                self._next[place] = offset
 
     def poll(self, max_rows: int, timeout_s: float) -> list[Polled]:
         """Gather messages until there are `max_rows`, `max_bytes`, or `timeout_s` has passed.
@@ -92,7 +98,8 @@ class KafkaGroupSource:
         self._known.check()
         polled = self._consumer.poll(max_rows, self._max_bytes, timeout_s)
         with self._lock:
-            return [p for p in polled if (p.topic, p.partition) in self._begun]
+            going = [p for p in polled if (p.topic, p.partition) in self._next]
+            return [p for p in map(self._not_again, going) if len(p)]
 
     def group_metadata(self) -> Any:
         """Return who this member is, for the commit: the broker refuses that of one that is no member any more."""
@@ -101,7 +108,7 @@ class KafkaGroupSource:
     def lag(self) -> dict[Place, int]:
         """Return how many messages of each partition are still to be read."""
         with self._lock:
-            begun = sorted(self._begun)
+            begun = sorted(self._next)
         ends = self._consumer.end_offsets(begun, _ANSWER_S) if begun else {}
         return {place: max(ends[place] - self._consumer.position(*place), 0) for place in begun}
 
@@ -120,5 +127,27 @@ class KafkaGroupSource:
     def _taken(self, places: Sequence[Place]) -> None:
         with self._lock:
             self._mine.difference_update(places)
-            self._begun.difference_update(places)
+            for place in places:
+                self._next.pop(place, None)
             self._lost += places
+
+    def _not_again(self, polled: Polled) -> Polled:
+        """Leave out what was read before: a client that goes on from elsewhere than it was told must not say it twice.
+
+        State would take rows that come again for late ones; a dead letter would be told again.
+        """
+        place = (polled.topic, polled.partition)
+        known = int(np.searchsorted(polled.offset, self._next[place]))
+        if known:
+            log.warning("%s[%d] was read again from %d on, at %d", *place, polled.offset[0], self._next[place])
+        if known == len(polled):
+            self._consumer.seek(*place, self._next[place])
+        else:
+            self._next[place] = polled.position
+        return replace(
+            polled,
+            offset=polled.offset[known:],
+            log_ts_ns=polled.log_ts_ns[known:],
+            value=polled.value[known:],
+            key=None if polled.key is None else polled.key[known:],
+        )

@@ -141,6 +141,7 @@ class ConfluentConsumer:
         named = {"group.instance.id": member.name} if member.name else {}
         self._failed: PipelineError | None = None
         self._next: dict[Place, int] = {}
+        self._held: set[Place] = set()
         self._consumer = confluent_kafka.Consumer(
             {
                 **words,
@@ -175,8 +176,12 @@ class ConfluentConsumer:
         """Join the group."""
 
         def assigned(consumer: Any, parts: Sequence[TopicPartition]) -> None:
-            """Hold new partitions back, at an offset that is not looked for: asking for one can block."""
-            held = [TopicPartition(at.topic, at.partition, confluent_kafka.OFFSET_BEGINNING) for at in parts]
+            """Hold new partitions back, at an offset that is not looked for.
+
+            The answer to a question for one may come after `begin`, and then set the partition back to it.
+            """
+            held = [TopicPartition(at.topic, at.partition, 0) for at in parts]
+            self._held.update((at.topic, at.partition) for at in parts)
             consumer.incremental_assign(held)
             consumer.pause(held)
             given([(at.topic, at.partition) for at in parts])
@@ -189,6 +194,7 @@ class ConfluentConsumer:
     def begin(self, topic: str, partition: int, offset: int) -> None:
         """Deliver a partition that the group gave to this member."""
         self.seek(topic, partition, offset)
+        self._held.discard((topic, partition))
         self._consumer.resume([TopicPartition(topic, partition)])
 
     def poll(self, max_rows: int, max_bytes: int, timeout_s: float) -> list[Polled]:
@@ -281,6 +287,8 @@ class ConfluentConsumer:
         for message in messages:
             place = (message.topic() or "", message.partition() or 0)
             trouble = message.error()
+            if place in self._held:
+                continue  # fetched before it was paused
             if trouble is None:
                 found.setdefault(place, []).append(message)
                 self._next[place] = (message.offset() or 0) + 1

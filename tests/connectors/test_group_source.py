@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from connectors.kafka_client import Member
+from connectors.kafka_group_source import KafkaGroupSource
+from connectors.memory import messages
+
+ONE, TWO = ("in", 0), ("in", 1)
+
+
+class Consumer:
+    """Hands over what the test puts into `polls`, and notes what it is told."""
+
+    def __init__(self):
+        self.polls, self.begun, self.sought = [], [], []
+
+    def subscribe(self, topics, given, taken):
+        self.given, self.taken = given, taken
+
+    def begin(self, topic, partition, offset):
+        self.begun.append((topic, partition, offset))
+
+    def seek(self, topic, partition, offset):
+        self.sought.append((topic, partition, offset))
+
+    def poll(self, max_rows, max_bytes, timeout_s):
+        return self.polls.pop(0) if self.polls else []
+
+
+def opened():
+    consumer = Consumer()
+    client = SimpleNamespace(consumer=lambda group, member: consumer, topics=lambda timeout_s: {"in": 2})
+    return consumer, KafkaGroupSource(client, ["in"], "group", member=Member("slot-0"))
+
+
+def test_nothing_is_delivered_of_a_partition_that_was_not_begun():
+    consumer, source = opened()
+    consumer.given([ONE, TWO])
+    source.seek(*ONE, 5)
+    consumer.polls = [[messages(*ONE, [b"5"], first=5), messages(*TWO, [b"0"])]]
+    assert [(p.partition, p.value) for p in source.poll(10, 0.0)] == [(0, [b"5"])]
+    assert consumer.begun == [("in", 0, 5)]
+
+
+def test_a_partition_that_was_taken_is_lost_once_and_delivers_nothing_though_it_came_back():
+    consumer, source = opened()
+    consumer.given([ONE])
+    source.seek(*ONE, 0)
+    consumer.taken([ONE])
+    consumer.given([ONE])
+    consumer.polls = [[messages(*ONE, [b"0"])]]
+    assert source.poll(10, 0.0) == []
+    assert (source.lost(), source.lost(), source.partitions()) == ([ONE], [], [ONE])
+
+
+def test_a_partition_that_was_taken_meanwhile_is_not_begun():
+    consumer, source = opened()
+    source.seek(*ONE, 7)
+    assert consumer.begun == []
+
+
+def test_what_a_client_reads_again_is_left_out_and_it_is_told_where_to_go_on():
+    consumer, source = opened()
+    consumer.given([ONE])
+    source.seek(*ONE, 3)
+    consumer.polls = [
+        [messages(*ONE, [b"0", b"1"], first=0)],
+        [messages(*ONE, [b"2", b"3", b"4"], first=2)],
+        [messages(*ONE, [b"4", b"5"], first=4)],
+    ]
+    assert source.poll(10, 0.0) == []
+    assert consumer.sought == [("in", 0, 3)]
+    assert [p.value for p in source.poll(10, 0.0)] == [[b"3", b"4"]]
+    (again,) = source.poll(10, 0.0)
+    assert (again.value, again.offset.tolist(), again.position) == ([b"5"], [5], 6)
