@@ -30,7 +30,7 @@ from pipeline.standardise import GAIN_LIMIT
 from pipeline.values import Bool, Float32, Float64, Int64, Rows
 
 _BLOCK = 64  # rows that follow one another, so that the EWMA has a past
-_MOST_ROWS, _LEAST_ROWS = 16_384, 2_048  # sampled of one model
+_MOST_ROWS, _LEAST_ROWS = 16_384, 512  # sampled of one model
 _MOST_SCORES = 2**19  # of all models and channels, unless `_LEAST_ROWS` of each are more
 _FEWEST = 100  # rows of a model; with fewer nothing is measured
 _ABOVE = 30  # rows that lie beyond the level at which tails are matched
