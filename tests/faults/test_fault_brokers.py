@@ -9,7 +9,7 @@ from fault_stage import equal
 
 from connectors.kafka_view import move_leaders
 
-pytestmark = pytest.mark.kafka
+pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
 
 def test_every_broker_killed_in_turn_and_so_every_leader_and_coordinator_changes_nothing(stage, attempt):
@@ -25,7 +25,6 @@ def test_every_broker_killed_in_turn_and_so_every_leader_and_coordinator_changes
     equal(run)
 
 
-@pytest.mark.slow
 def test_a_broker_that_is_frozen_for_a_while_changes_nothing(stage, attempt):
     run = attempt("stalled", run__max_rows=100)
     run.start()
@@ -40,7 +39,6 @@ def test_a_broker_that_is_frozen_for_a_while_changes_nothing(stage, attempt):
     equal(run)
 
 
-@pytest.mark.slow
 def test_leaders_moved_under_load_change_nothing(stage, attempt):
     run = attempt("moved", run__max_rows=50)
     run.start()
@@ -55,7 +53,6 @@ def test_leaders_moved_under_load_change_nothing(stage, attempt):
     equal(run)
 
 
-@pytest.mark.slow
 def test_workers_frozen_for_longer_than_their_transaction_may_last_change_nothing(attempt):
     run = attempt("timed-out", run__max_rows=50, kafka__commit_timeout_s=2)
     run.start()

@@ -5,13 +5,13 @@ import time
 import pytest
 from fault_stage import PATIENCE_S
 
-pytestmark = pytest.mark.kafka
+pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
 
 @pytest.mark.parametrize(
     ("mutant", "step"),
     [
-        pytest.param("offsets_outside_the_transaction", "after_send_offsets", marks=pytest.mark.slow),
+        ("offsets_outside_the_transaction", "after_send_offsets"),
         ("state_read_uncommitted", "after_produce"),
         ("no_replay", "after_commit"),
         ("deltas_ignored", "after_commit"),
