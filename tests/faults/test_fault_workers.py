@@ -20,9 +20,6 @@ STEPS = {
 }
 
 
-IN_EVERY_RUN = ("after_send_offsets",)
-
-
 def test_kills_at_random_points_leave_the_alert_topic_as_one_undisturbed_run_makes_it(attempt):
     run, dice = attempt("kills", run__max_rows=30), random.Random(1)
     run.start()
@@ -36,9 +33,8 @@ def test_kills_at_random_points_leave_the_alert_topic_as_one_undisturbed_run_mak
     equal(run)
 
 
-@pytest.mark.parametrize(
-    "step", [step if step in IN_EVERY_RUN else pytest.param(step, marks=pytest.mark.slow) for step in STEPS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("step", STEPS)
 def test_kills_at_a_step_of_the_commit_leave_the_alert_topic_as_one_undisturbed_run_makes_it(attempt, step):
     run = attempt(step, run__max_rows=200)
     run.start(failpoint=f"{step}:{STEPS[step]}")
@@ -48,6 +44,7 @@ def test_kills_at_a_step_of_the_commit_leave_the_alert_topic_as_one_undisturbed_
     equal(run)
 
 
+@pytest.mark.slow
 def test_a_worker_frozen_past_its_session_and_replaced_meanwhile_publishes_nothing_more(attempt):
     run = attempt("frozen", run__max_rows=30)
     run.start()
@@ -66,6 +63,7 @@ def test_a_worker_frozen_past_its_session_and_replaced_meanwhile_publishes_nothi
     equal(run)
 
 
+@pytest.mark.slow
 def test_workers_that_are_told_to_end_drain_and_what_follows_goes_on_where_they_were(attempt):
     run = attempt("drained", run__max_rows=100)
     run.start()
@@ -78,6 +76,7 @@ def test_workers_that_are_told_to_end_drain_and_what_follows_goes_on_where_they_
     equal(run)
 
 
+@pytest.mark.slow
 def test_workers_added_and_removed_under_load_change_nothing(attempt):
     run = attempt("scaled", slots=4, run__max_rows=100)
     run.start(0, 1)
