@@ -20,13 +20,13 @@ import pyarrow as pa
 from connectors.alert_json import decode_alert
 from connectors.history_files import RangeFiles, Step, before, feed_folder, from_, log_name
 from connectors.history_tables import ALERTS, Dataset, alerts_table, datasets, rows_table, scores_table
-from connectors.kafka_client import Committed, Place
+from connectors.kafka_client import Committed
 from connectors.kafka_follow import Follower
 from connectors.scores_topic import ScoresRecord, decode_scores
 from pipeline.decode import FieldMapping, decode
 from pipeline.errors import SchemaError, StateError
 from pipeline.state import AssetTable
-from pipeline.values import Polled
+from pipeline.values import Place, Polled
 
 _ALERTS_PER_FILE: Final = 8192
 

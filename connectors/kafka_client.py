@@ -22,13 +22,11 @@ import numpy as np
 
 from connectors.kafka_settings import KafkaSettings
 from pipeline.errors import BrokerUnavailable, ConfigError, Fenced, PipelineError, Rebalanced, StateError
-from pipeline.values import Polled
+from pipeline.values import Place, Polled
 
 LIBRARIES: Final = ("kafka-python", "confluent")  # confluent: confluent-kafka
 EXIT_UNAVAILABLE: Final = 75  # what a supervisor reads as: start again
 
-# (topic, partition)
-Place = tuple[str, int]
 Told = Callable[[Sequence[Place]], None]
 
 

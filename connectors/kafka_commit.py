@@ -15,13 +15,14 @@ from typing import Any
 
 import msgspec
 
-from connectors.kafka_client import Client, Committed, Consumer, Place, Producer
+from connectors.kafka_client import Client, Committed, Consumer, Producer
 from connectors.kafka_records import Count, Record, alert_record, dead_record, score_records, state_records
 from connectors.kafka_restore import OffsetNote, Restorer, note_of
 from connectors.kafka_topics import check_topics
 from connectors.scores_topic import ScoresTopic
 from pipeline.errors import ConfigError, Fenced, PipelineError, StateError, Unavailable
 from pipeline.protocols import Batch, Restored
+from pipeline.values import Place
 
 log = logging.getLogger(__name__)
 

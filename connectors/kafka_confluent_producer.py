@@ -12,9 +12,10 @@ from typing import Any, Final
 import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
-from connectors.kafka_client import Committed, Place, watchdog
+from connectors.kafka_client import Committed, watchdog
 from connectors.kafka_confluent_errors import heard, translated
 from pipeline.errors import BrokerUnavailable, StateError
+from pipeline.values import Place
 
 # A call that has not ended this much after its timeout is not going to.
 _GRACE: Final = 4 / 3

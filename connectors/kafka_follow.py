@@ -12,9 +12,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from connectors.kafka_client import Client, Committed, Place, missing_topic, out_of_range
+from connectors.kafka_client import Client, Committed, missing_topic, out_of_range
 from pipeline.errors import StateError
-from pipeline.values import Polled
+from pipeline.values import Place, Polled
 
 _CHECK_S: Final = 30.0  # how often the cluster is asked for the topics' partitions
 _ANSWER_S: Final = 10.0

@@ -14,10 +14,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from connectors.kafka_client import Client, Member, Place
+from connectors.kafka_client import Client, Member
 from connectors.kafka_source import KnownPartitions
 from pipeline.errors import ConfigError
-from pipeline.values import Polled
+from pipeline.values import Place, Polled
 
 log = logging.getLogger(__name__)
 

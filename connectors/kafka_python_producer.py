@@ -10,8 +10,9 @@ from typing import Any, Final
 from kafka import KafkaProducer, OffsetAndMetadata, TopicPartition
 from kafka.errors import KafkaError
 
-from connectors.kafka_client import Committed, Place, watchdog
+from connectors.kafka_client import Committed, watchdog
 from connectors.kafka_python_errors import connecting, told
+from pipeline.values import Place
 
 # A call that has not ended this much after its timeout is not going to.
 _GRACE: Final = 4 / 3

@@ -11,11 +11,12 @@ from typing import Final
 
 import msgspec
 
-from connectors.kafka_client import Client, Committed, Consumer, Place, out_of_range, watchdog
+from connectors.kafka_client import Client, Committed, Consumer, out_of_range, watchdog
 from connectors.kafka_records import Count
 from connectors.kafka_state import StatePartition, read_state_partition
 from pipeline.errors import BrokerUnavailable, PipelineError, StateError
 from pipeline.protocols import Restored
+from pipeline.values import Place
 
 log = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from connectors.kafka_client import Client, Place, missing_topic, out_of_range
+from connectors.kafka_client import Client, missing_topic, out_of_range
 from pipeline.errors import ConfigError, StateError
-from pipeline.values import Polled
+from pipeline.values import Place, Polled
 
 _CHECK_S: Final = 30.0  # how often the cluster is asked for the topics' partitions
 _ANSWER_S: Final = 10.0  # how long an answer may take

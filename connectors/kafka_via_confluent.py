@@ -21,7 +21,6 @@ from connectors.kafka_client import (
     Committed,
     Member,
     NewTopic,
-    Place,
     Told,
     gather,
     out_of_range,
@@ -30,7 +29,7 @@ from connectors.kafka_confluent_errors import heard, translated
 from connectors.kafka_confluent_producer import ConfluentProducer
 from connectors.kafka_settings import KafkaSettings, for_confluent
 from pipeline.errors import BrokerUnavailable, PipelineError, StateError
-from pipeline.values import Polled
+from pipeline.values import Place, Polled
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,6 @@ from connectors.kafka_client import (
     Committed,
     Member,
     NewTopic,
-    Place,
     Told,
     gather,
     out_of_range,
@@ -32,7 +31,7 @@ from connectors.kafka_python_errors import connecting, told, translated
 from connectors.kafka_python_producer import KafkaPythonProducer
 from connectors.kafka_settings import KafkaSettings, for_kafka_python
 from pipeline.errors import BrokerUnavailable, PipelineError
-from pipeline.values import Polled
+from pipeline.values import Place, Polled
 
 
 class KafkaPythonClient:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-Place = tuple[str, int]  # topic, partition
+from pipeline.values import Place
+
 _TIMES_THE_SHARE = 2.0
 
 

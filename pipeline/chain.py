@@ -23,10 +23,8 @@ from pipeline.protocols import AssetState, Engine, Restored
 from pipeline.smooth import smooth, smoother_columns
 from pipeline.state import AssetTable, Column
 from pipeline.threshold import hold
-from pipeline.values import Bool, Int32, Output, Polled, Rows, Scores, Status, UInt32, Verdicts
+from pipeline.values import Bool, Int32, Output, Place, Polled, Rows, Scores, Status, UInt32, Verdicts
 from pipeline.window_bytes import fit_windows, join_windows, pack_windows, unpack_window
-
-Place = tuple[str, int]  # topic, partition
 
 
 @dataclass(frozen=True, slots=True)

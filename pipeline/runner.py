@@ -18,9 +18,8 @@ from typing import TypeVar
 from pipeline.chain import Chain
 from pipeline.errors import PipelineError
 from pipeline.protocols import Batch, Committer, History, Restored, Source
-from pipeline.values import Alert, Output, Polled, Scored, Verdicts
+from pipeline.values import Alert, Output, Place, Polled, Scored, Verdicts
 
-Place = tuple[str, int]  # topic, partition
 T = TypeVar("T")
 _ATTEMPTS = 20  # of one commit, with a poll after each, before the error is the caller's
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Final
 
@@ -38,10 +38,10 @@ def held(trial: Trial) -> Result:
     """Return the p99 from sending to commit in three partitions while a fourth stands still, to that while it flows."""
     seconds = 4.0 if not trial.quick else 1.0
     over = threading.Event()
-    with Cluster() as cluster:
+    with Cluster() as cluster, ThreadPoolExecutor(1) as pool:
         client = connect(KafkaSettings(cluster.bootstrap), "confluent")
         watches = {name: _Watch(client, name, last_held=name == "held") for name in ("flowing", "held")}
-        threading.Thread(target=_send, args=(client, over), daemon=True).start()
+        sending = pool.submit(_send, client, over)
         try:
             for watch in watches.values():
                 watch.turn_until(watch.joined)
@@ -51,6 +51,7 @@ def held(trial: Trial) -> Result:
             over.set()
             for watch in watches.values():
                 watch.close()
+        sending.result()
     p99 = {name: np.array([turn[name] for turn in turns[1:]]) for name in watches}
     line = against("the same while all four flow", p99["held"] / p99["flowing"])
     figures = {f"{name}_p99_ms": float(np.median(values)) for name, values in p99.items()}

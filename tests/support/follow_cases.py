@@ -6,9 +6,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
-from connectors.kafka_client import Committed, Place
+from connectors.kafka_client import Committed
 from connectors.memory import messages
-from pipeline.values import Polled
+from pipeline.values import Place, Polled
 
 
 class Topics:

@@ -14,9 +14,9 @@ import confluent_kafka
 from confluent_kafka import TopicPartition
 
 from connectors import kafka_confluent_producer, kafka_restore, kafka_source
-from connectors.kafka_client import Committed, Place
+from connectors.kafka_client import Committed
 from pipeline.delta import Delta
-from pipeline.values import Rows
+from pipeline.values import Place, Rows
 
 
 def offsets_outside_the_transaction(kafka: Any) -> None:
