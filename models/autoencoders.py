@@ -13,8 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.bundle import MemberSpec
@@ -208,6 +210,20 @@ def build_module(member: MemberSpec, channels: int) -> Autoencoder:
         return MODULES[member.kind](member.window, channels, **member.params)
     except TypeError as error:
         raise BundleError(f"member {member.kind!r} cannot be built from {dict(member.params)}: {error}") from None
+
+
+def load_module(member: MemberSpec, channels: int, weights: Mapping[str, NDArray[Any]]) -> Autoencoder:
+    """Build the module of a member with copies of these weights, by name; in evaluation mode.
+
+    Raises
+    ------
+    BundleError : as `build_module`.
+    RuntimeError : weights that do not fit the member.
+    """
+    with torch.device("meta"):  # no weights of its own, and no draw from the global random state
+        module = build_module(member, channels).eval()
+    module.load_state_dict({name: torch.tensor(value) for name, value in weights.items()}, assign=True)
+    return module
 
 
 def compression_ratio(member: MemberSpec, channels: int) -> float:

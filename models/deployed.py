@@ -12,12 +12,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.aggregation import MAD_FLOOR, Z_LIMIT, ZTOP_LEAST, ZTOP_SHARE, check_fitted
+from models.aggregation import MAD_FLOOR, Z_LIMIT, ZTOP_LEAST, ZTOP_SHARE
 from models.engine_t_squared import need_q
-from models.reconstruction import member_tensors, principal_tensors, reconstruction
+from models.fitted_members import Principal, fitted_aggregation, principal
+from models.reconstruction import reconstruction
 from pipeline.bundle import Bundle
 
-LEAST_RIDGE = 1e-5  # as in the engine: below it gaps are ill-posed
 _FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
@@ -40,15 +40,10 @@ class DeployedMember(nn.Module):
         self._channels = len(bundle.channels)
         for name in ("loc", "scale"):
             self.register_buffer(name, torch.tensor(bundle.tensor(group, "scaler", name), dtype=torch.float64))
-        tensors = member_tensors(bundle, group, index)
-        fitted = {n.removeprefix("agg."): t.double() for n, t in tensors.items() if n.startswith("agg.")}
-        check_fitted(spec.aggregate, self._channels, {n: t.numpy() for n, t in fitted.items()})
+        fitted = {n: torch.from_numpy(a) for n, a in fitted_aggregation(bundle, group, index).items()}
+        last = spec.window * self._channels if self._whole else self._channels
         self._rebuild: nn.Module = (
-            _Principal(
-                tensors,
-                *principal_tensors(tensors, spec.window * self._channels, f"g{group}.m{index}"),
-                last=spec.window * self._channels if self._whole else self._channels,
-            )
+            _Principal(principal(bundle, group, index), last)
             if spec.kind == "pca"
             else _Network(reconstruction(bundle, group, index))
         )
@@ -104,14 +99,12 @@ class _Principal(nn.Module):
     components: Tensor
     ridge: Tensor
 
-    def __init__(self, tensors: dict[str, Tensor], mean: Tensor, components: Tensor, last: int) -> None:
+    def __init__(self, found: Principal, last: int) -> None:
         super().__init__()
         self._last = last
-        self.register_buffer("mean", mean.double())
-        self.register_buffer("components", components.double())
-        self.register_buffer(
-            "ridge", (tensors["noise"].double() / tensors["variance"].double()).clamp_(min=LEAST_RIDGE)
-        )
+        self.register_buffer("mean", found.mean.double())
+        self.register_buffer("components", found.components.double())
+        self.register_buffer("ridge", found.ridge)
 
     def forward(self, x: Tensor, observed: Tensor) -> Tensor:
         """(B, D), (B, D) -> (B, last)."""

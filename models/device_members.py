@@ -14,15 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.aggregation import aggregate, check_fitted
+from models.aggregation import aggregate
 from models.engine_gaps import reconstruct_holed
 from models.engine_rings import padded
 from models.engine_t_squared import need_q
-from models.reconstruction import PcaReconstruction, member_tensors, reconstruction
+from models.fitted_members import fitted_aggregation, principal, signature_of
+from models.reconstruction import PcaReconstruction, reconstruction
 from pipeline.bundle import Bundle
 from pipeline.values import Bool, Float32, Float64, Int64
-
-LEAST_RIDGE = 1e-5  # as in the host engine: below it gaps are ill-posed
 
 
 class DeviceMember:
@@ -41,7 +40,6 @@ class DeviceMember:
     def __init__(self, bundle: Bundle, group: int, index: int, device: torch.device, dtype: torch.dtype) -> None:
         spec, channels = bundle.members[index], len(bundle.channels)
         need_q(spec, "the engine on CUDA")
-        tensors = member_tensors(bundle, group, index)
         self._rows, self._channels, self._aggregate = spec.window, channels, spec.aggregate
         self._first = (bundle.window - spec.window) * channels
         self._whole, self._pca = spec.error == "window", spec.kind == "pca"
@@ -49,12 +47,11 @@ class DeviceMember:
         self._dtype = torch.float32 if self._pca else dtype
         self._net: nn.Module = widened(reconstruction(bundle, group, index)).to(device, self._dtype)
         self.masks = self._whole and not self._pca
-        self.signature = tuple(sorted((name, tuple(tensor.shape)) for name, tensor in tensors.items()))
-        self._fitted = {n.removeprefix("agg."): t.double().numpy() for n, t in tensors.items() if n.startswith("agg.")}
-        check_fitted(spec.aggregate, channels, self._fitted)
+        self.signature = signature_of(bundle, group, index)
+        self._fitted = fitted_aggregation(bundle, group, index)
         if self._pca:
-            ridge = (tensors["noise"].double() / tensors["variance"].double()).clamp_(min=LEAST_RIDGE)
-            self._on_host = (tensors["mean"].float().numpy(), tensors["components"].float().numpy(), ridge.numpy())
+            found = principal(bundle, group, index)
+            self._on_host = tuple(tensor.numpy() for tensor in (found.mean, found.components, found.ridge))
 
     def compare(self, x: Tensor, last: Tensor, into: Tensor) -> None:
         """Score windows as if they had no gaps: (B, R * C), their last rows (B, C), into (2, B, C)."""

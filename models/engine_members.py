@@ -16,15 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.autoencoders import ConvAutoencoder, DenseAutoencoder, build_module
+from models.autoencoders import ConvAutoencoder, DenseAutoencoder
 from models.engine_buffers import Workspace
 from models.engine_gaps import reconstruct_holed
 from models.engine_int8 import Int8Dense, Layer
 from models.engine_single import SingleConv, SingleDense
+from models.fitted_members import Principal, fitted_module, principal
 from pipeline.bundle import Bundle
 from pipeline.errors import BundleError
-
-LEAST_RIDGE = 1e-5  # many times what float32 leaves of the orthogonality of components; below it gaps are ill-posed
 
 
 class Member(Protocol):
@@ -42,14 +41,13 @@ class PcaMember:
 
     Parameters
     ----------
-    mean : (D,) float32
-    components : (k, D) float32, orthonormal rows.
-    ridge : (k,) float64, noise / variance of each component.
+    found : its components.
     last : readings to reconstruct, counted from the end: C for the last row only, D for all.
     space : where what it returns, and what lies between, is written.
     """
 
-    def __init__(self, mean: Tensor, components: Tensor, ridge: Tensor, last: int, space: Workspace) -> None:
+    def __init__(self, found: Principal, last: int, space: Workspace) -> None:
+        mean, components = found.mean.to(space.device), found.components.to(space.device)
         readings = len(mean)
         self._last = last
         project = (components, -(components @ mean), False)
@@ -57,7 +55,7 @@ class PcaMember:
         # In float32 always: residuals of components are small differences, and cheap.
         self._chain = linear_chain([project, back], space, reduced=False)
         self.shapes = self._chain.shapes
-        self._on_host = [tensor.cpu().numpy() for tensor in (mean, components, ridge)]
+        self._on_host = [tensor.numpy() for tensor in (found.mean, found.components, found.ridge)]
 
     def expect(self, x: Tensor) -> Tensor:
         """Project fully observed windows, and back: x -> V'(V(x - mean)) + mean."""
@@ -141,21 +139,9 @@ def build_member(bundle: Bundle, group: int, index: int, space: Workspace) -> Me
     """
     spec, channels = bundle.members[index], len(bundle.channels)
     last = channels if spec.error == "last" else spec.window * channels
-    prefix = f"g{group}.m{index}."
-    tensors = {
-        name.removeprefix(prefix): torch.tensor(value, device=space.device)  # a copy that torch aligned
-        for name, value in bundle.tensors.items()
-        if name.startswith(prefix)
-    }
     if spec.kind == "pca":
-        return _build_pca(tensors, spec.window * channels, last, prefix, space)
-    with torch.device("meta"):  # no weights of its own, and no draw from the global random state
-        module = build_module(spec, channels).eval()
-    try:
-        weights = {name: value for name, value in tensors.items() if not name.startswith("agg.")}
-        module.load_state_dict(weights, assign=True)
-    except RuntimeError as error:
-        raise BundleError(f"bundle {bundle.id}: tensors {prefix}* do not fit a {spec.kind} member: {error}") from None
+        return PcaMember(principal(bundle, group, index), last, space)
+    module = fitted_module(bundle, group, index).to(space.device)
     if isinstance(module, DenseAutoencoder):
         return linear_chain(_dense_layers(module, last), space)
     if isinstance(module, ConvAutoencoder):
@@ -177,20 +163,6 @@ def _dense_layers(module: DenseAutoencoder, last: int) -> list[Layer]:
     layers = _linear_layers([*module.encoder, *module.decoder])
     weight, bias, relu = layers[-1]
     return [*layers[:-1], (weight[len(weight) - last :].clone(), bias[len(bias) - last :].clone(), relu)]
-
-
-def _build_pca(tensors: dict[str, Tensor], readings: int, last: int, prefix: str, space: Workspace) -> PcaMember:
-    missing = [prefix + name for name in ("mean", "components", "variance", "noise") if name not in tensors]
-    if missing:
-        raise BundleError(f"a pca member lacks the tensors {', '.join(missing)}")
-    mean, components = tensors["mean"].float(), tensors["components"].float()
-    if mean.shape != (readings,) or components.ndim != 2 or components.shape[1] != readings:
-        raise BundleError(
-            f"{prefix}mean is {tuple(mean.shape)} and {prefix}components {tuple(components.shape)}: "
-            f"expected ({readings},) and (k, {readings})"
-        )
-    ridge = (tensors["noise"].double() / tensors["variance"].double()).clamp_(min=LEAST_RIDGE)
-    return PcaMember(mean, components, ridge, last, space)
 
 
 def _linear_layers(modules: Iterable[nn.Module]) -> list[Layer]:

@@ -15,11 +15,12 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from models.aggregation import aggregate, check_fitted
+from models.aggregation import aggregate
 from models.engine_buffers import Workspace
 from models.engine_members import Member, PcaMember, build_member
 from models.engine_rings import Chunk, padded
 from models.engine_t_squared import TSquared, statistic_of
+from models.fitted_members import fitted_aggregation, signature_of
 from pipeline.bundle import Bundle
 from pipeline.values import Bool, Float32, Float64, Int32, Int64
 
@@ -50,14 +51,9 @@ class Scorer:
         self._readings, self._first = spec.window * channels, (bundle.window - spec.window) * channels
         self._all_seen = np.ones((1, 1), np.bool_)
         self._whole, self._aggregate = spec.error == "window", spec.aggregate
-        prefix = f"g{group}.m{index}."
-        mine = {n.removeprefix(prefix): t for n, t in bundle.tensors.items() if n.startswith(prefix)}
-        self.signature = tuple(sorted((name, tensor.shape) for name, tensor in mine.items()))
-        self._fitted = {
-            n.removeprefix("agg."): np.array(t, np.float64) for n, t in mine.items() if n.startswith("agg.")
-        }
-        check_fitted(spec.aggregate, channels, self._fitted)
-        self._t_squared = None if statistic_of(spec) == "q" else TSquared(spec, mine, self._first)
+        self.signature = signature_of(bundle, group, index)
+        self._fitted = fitted_aggregation(bundle, group, index)
+        self._t_squared = None if statistic_of(spec) == "q" else TSquared(bundle, group, index, self._first)
         self.shapes = self._member.shapes
         self._results, self._host = space.results(size, channels)
         self.expected: Float32 = self._host[0].numpy()

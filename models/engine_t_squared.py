@@ -19,16 +19,13 @@ References
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
 from models.engine_gaps import solve_scores
-from models.engine_members import LEAST_RIDGE
 from models.engine_rings import Chunk
-from pipeline.bundle import MemberSpec
+from models.fitted_members import principal
+from pipeline.bundle import Bundle, MemberSpec
 from pipeline.errors import BundleError
 from pipeline.values import Bool, Float32, Float64, Int32
 
@@ -51,7 +48,7 @@ class TSquared:
 
     Parameters
     ----------
-    tensors : of the member, by name: `mean`, `components`, `variance`, `noise`, and `limit` (2,) of Q and T².
+    bundle : with the tensors of the member's components, and `limit` (2,) of Q and T².
     first : reading of a bundle's window with which the member's begins.
 
     Raises
@@ -59,18 +56,18 @@ class TSquared:
     BundleError : an unknown statistic, or no limits.
     """
 
-    def __init__(self, spec: MemberSpec, tensors: Mapping[str, NDArray[np.generic]], first: int) -> None:
-        statistic = statistic_of(spec)
-        if statistic not in STATISTICS or "limit" not in tensors or tensors["limit"].shape != (2,):
+    def __init__(self, bundle: Bundle, group: int, index: int, first: int) -> None:
+        spec = bundle.members[index]
+        statistic, limit = statistic_of(spec), np.asarray(bundle.tensors.get(f"g{group}.m{index}.limit"), np.float64)
+        if statistic not in STATISTICS or limit.shape != (2,):
             raise BundleError(f"a pca member with statistic {statistic!r} needs one of {STATISTICS} and limit (2,)")
-        q_limit, t_limit = (float(v) for v in np.asarray(tensors["limit"], np.float64))
+        q_limit, t_limit = limit.tolist()
         self._share_of_q = 0.0 if statistic == "t2" else 1.0 / q_limit
         self._share_of_t = 1.0 if statistic == "t2" else 1.0 / t_limit
         self._first, self._rows = first, spec.window
-        self._mean = np.array(tensors["mean"], np.float32)
-        self._loadings = np.array(np.asarray(tensors["components"], np.float32).T, order="C")
-        self._variance = np.array(tensors["variance"], np.float64)
-        self._ridge = np.maximum(np.asarray(tensors["noise"], np.float64) / self._variance, LEAST_RIDGE)
+        found = principal(bundle, group, index)
+        loadings = found.components.t().contiguous()
+        self._model = tuple(tensor.numpy() for tensor in (found.mean, loadings, found.variance, found.ridge))
 
     def errors(self, chunk: Chunk, k: int, q: Float64, residual: Float32, weight: Float32) -> Float64:
         """Return the errors (k,) of the first k windows, and write each channel's part of them into `residual`.
@@ -81,14 +78,13 @@ class TSquared:
         residual, weight : (k, C), of Q; afterwards weight * residual² is a channel's part of the error.
         """
         out = np.empty(k, np.float64)
-        model = (self._mean, self._loadings, self._variance, self._ridge)
         where = (self._first, self._rows)
         _apply(
             chunk.x,
             chunk.observed,
             chunk.age,
             where,
-            model,
+            self._model,
             (self._share_of_q, self._share_of_t),
             q,
             residual,

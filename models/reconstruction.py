@@ -13,9 +13,9 @@ from typing import assert_never
 import torch
 from torch import Tensor, nn
 
-from models.autoencoders import ConvAutoencoder, DenseAutoencoder, build_module
+from models.autoencoders import ConvAutoencoder, DenseAutoencoder
+from models.fitted_members import fitted_module, principal
 from pipeline.bundle import Bundle
-from pipeline.errors import BundleError
 
 
 class PcaReconstruction(nn.Module):
@@ -73,20 +73,11 @@ def reconstruction(bundle: Bundle, group: int, index: int) -> nn.Module:
     BundleError : a kind, parameter or tensor that is missing, unknown or of another shape than the spec says.
     """
     spec, channels = bundle.members[index], len(bundle.channels)
-    readings = spec.window * channels
-    last = channels if spec.error == "last" else readings
-    tensors = member_tensors(bundle, group, index)
+    last = channels if spec.error == "last" else spec.window * channels
     if spec.kind == "pca":
-        mean, components = principal_tensors(tensors, readings, f"g{group}.m{index}")
-        return PcaReconstruction(mean, components, last).eval()
-    with torch.device("meta"):  # no weights of its own, and no draw from the global random state
-        module = build_module(spec, channels).eval()
-    try:
-        module.load_state_dict({n: t for n, t in tensors.items() if not n.startswith("agg.")}, assign=True)
-    except RuntimeError as error:
-        raise BundleError(
-            f"bundle {bundle.id}: tensors g{group}.m{index}.* do not fit a {spec.kind} member: {error}"
-        ) from None
+        found = principal(bundle, group, index)
+        return PcaReconstruction(found.mean, found.components, last).eval()
+    module = fitted_module(bundle, group, index)
     if isinstance(module, DenseAutoencoder):
         net: nn.Module = nn.Sequential(*module.encoder, *module.decoder[:-1], _cut(module.decoder[-1], last))
     elif isinstance(module, ConvAutoencoder):
@@ -94,31 +85,6 @@ def reconstruction(bundle: Bundle, group: int, index: int) -> nn.Module:
     else:
         assert_never(module)
     return net.eval().requires_grad_(False)
-
-
-def member_tensors(bundle: Bundle, group: int, index: int) -> dict[str, Tensor]:
-    """Return copies of the tensors of a member, by their names within it."""
-    prefix = f"g{group}.m{index}."
-    return {n.removeprefix(prefix): torch.tensor(t) for n, t in bundle.tensors.items() if n.startswith(prefix)}
-
-
-def principal_tensors(tensors: dict[str, Tensor], readings: int, what: str) -> tuple[Tensor, Tensor]:
-    """Return mean (D,) and components (k, D) of a pca member called `what`, float32.
-
-    Raises
-    ------
-    BundleError : one of its tensors is missing, or of another shape.
-    """
-    missing = [f"{what}.{name}" for name in ("mean", "components", "variance", "noise") if name not in tensors]
-    if missing:
-        raise BundleError(f"a pca member lacks the tensors {', '.join(missing)}")
-    mean, components = tensors["mean"].float(), tensors["components"].float()
-    if mean.shape != (readings,) or components.ndim != 2 or components.shape[1] != readings:
-        raise BundleError(
-            f"{what}: mean is {tuple(mean.shape)} and components {tuple(components.shape)}, "
-            f"expected ({readings},) and (k, {readings})"
-        )
-    return mean, components
 
 
 def _cut(layer: nn.Module, last: int) -> nn.Linear:

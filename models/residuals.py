@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.autoencoders import build_module
+from models.autoencoders import load_module
 from models.pca import PrincipalComponents, reconstruct, scores
 from models.scaling import MAD_TO_STD
 from models.series import windows
@@ -120,9 +120,7 @@ def _pca_reconstruction(tensors: Tensors) -> Reconstruction:
 
 
 def _module_reconstruction(member: MemberSpec, tensors: Tensors, channels: int) -> Reconstruction:
-    with torch.device("meta"):  # no weights of its own, and no draw from the global random state
-        module = build_module(member, channels).eval()
-    module.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}, assign=True)
+    module = load_module(member, channels, tensors)
 
     @torch.inference_mode()
     def rebuild(x: Float32, seen: Bool) -> Float64:

@@ -21,18 +21,19 @@ import torch
 from numba import njit
 
 from models import engine_rows
-from models.aggregation import aggregate, check_fitted
-from models.autoencoders import ConvAutoencoder, build_module
+from models.aggregation import aggregate
+from models.autoencoders import ConvAutoencoder
 from models.engine_buffers import Workspace
 from models.engine_rows import Joined, by_group, hand_out, join, scalers, set_precision
+from models.fitted_members import fitted_aggregation, fitted_module
 from models.profiles import FALLBACK
-from models.stream_layers import averaged, member_span, stream_layers
+from models.stream_layers import Layer, averaged, member_span, stream_layers
 from models.stream_network import SHAPES, StreamNetwork
 from models.stream_rings import Found, Hops, StreamRings, Taken
 from pipeline.bundle import Bundle
 from pipeline.errors import BundleError
 from pipeline.protocols import RawWindows
-from pipeline.values import Float32, Float64, Int32, Int64, Rows, Scores
+from pipeline.values import Float32, Int32, Int64, Rows, Scores
 
 _REVIVED = 256  # slots whose derived state is made again at a time
 
@@ -56,16 +57,16 @@ class StreamEngine:
         set_precision(FALLBACK)
         self._bundle, member = bundle, bundle.members[0]
         self._channels, self._aggregate = len(bundle.channels), member.aggregate
-        modules = [_module(bundle, g) for g in range(len(bundle.groups))]
+        layers = [_layers(bundle, g) for g in range(len(bundle.groups))]
         space = Workspace(FALLBACK)
-        self._networks = [StreamNetwork(stream_layers(module), space) for module in modules]
+        self._networks = [StreamNetwork(of_group, space) for of_group in layers]
         self.fallbacks = _settle(self._networks)
-        self._fitted = [_fitted(bundle, g) for g in range(len(bundle.groups))]
+        self._fitted = [fitted_aggregation(bundle, g, 0) for g in range(len(bundle.groups))]
         span = member_span(member)
         self._lag_ns = span.lag * bundle.period_ns
         self._rings = StreamRings(
             span,
-            stream_layers(modules[0])[0],
+            layers[0][0],
             averaged(member),
             bundle.period_ns,
             scalers(bundle, "loc"),
@@ -191,27 +192,10 @@ class StreamEngine:
             self._errors.reshape(-1)[self._at[:m]] = errors
 
 
-def _module(bundle: Bundle, group: int) -> ConvAutoencoder:
-    prefix = f"g{group}.m0."
-    tensors = {n.removeprefix(prefix): torch.tensor(v) for n, v in bundle.tensors.items() if n.startswith(prefix)}
-    with torch.device("meta"):  # no weights of its own, and no draw from the global random state
-        module = build_module(bundle.members[0], len(bundle.channels)).eval()
+def _layers(bundle: Bundle, group: int) -> tuple[Layer, ...]:
+    module = fitted_module(bundle, group, 0)
     assert isinstance(module, ConvAutoencoder)
-    try:
-        weights = {name: value for name, value in tensors.items() if not name.startswith("agg.")}
-        module.load_state_dict(weights, assign=True)
-    except RuntimeError as error:
-        raise BundleError(f"bundle {bundle.id}: tensors {prefix}* do not fit a streaming member: {error}") from None
-    return module
-
-
-def _fitted(bundle: Bundle, group: int) -> dict[str, Float64]:
-    prefix = f"g{group}.m0.agg."
-    fitted = {
-        n.removeprefix(prefix): np.array(v, np.float64) for n, v in bundle.tensors.items() if n.startswith(prefix)
-    }
-    check_fitted(bundle.members[0].aggregate, len(bundle.channels), fitted)
-    return fitted
+    return stream_layers(module)
 
 
 def _settle(networks: Sequence[StreamNetwork]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.autoencoders import build_module
+from models.autoencoders import load_module
 from models.series import windows
 from models.stream_layers import member_span
 from pipeline.bundle import MemberSpec
@@ -40,9 +40,7 @@ def stream_residuals(
     ends : (n,) rows that end the windows. Their remainders by the hop pick the row, so that all phases come.
     """
     channels, span = scaled.shape[1], member_span(member)
-    with torch.device("meta"):  # no weights of its own, and no draw from the global random state
-        module = build_module(member, channels).eval()
-    module.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}, assign=True)
+    module = load_module(member, channels, tensors)
     residual = np.zeros((len(ends), channels), np.float32)
     known = np.zeros((len(ends), channels), np.bool_)
     for i in range(0, len(ends), _CHUNK):
