@@ -29,6 +29,7 @@ from models.engine_rows import (
     Found,
     Joined,
     by_group,
+    groups_of,
     hand_out,
     join,
     nothing,
@@ -109,10 +110,8 @@ class DeviceEngine:
 
     def allocate(self, assets: Sequence[str]) -> Int32:
         """Give each asset a slot with an empty window; one that no group scores is collected only."""
-        default = -1 if self._bundle.default_group is None else self._bundle.default_group
-        groups = [self._bundle.asset_group.get(name, default) for name in assets]
         with self._working():
-            return self._rings.allocate(np.array(groups, np.int32))
+            return self._rings.allocate(groups_of(self._bundle, assets))
 
     def push(self, batches: Sequence[tuple[Rows, Int32]]) -> list[Scores]:
         """Take aligned, gated rows with their slots (n,), in order; return one score per row.

@@ -19,6 +19,7 @@ from models.engine_rows import (
     Found,
     Joined,
     by_group,
+    groups_of,
     hand_out,
     join,
     nothing,
@@ -27,7 +28,7 @@ from models.engine_rows import (
     set_precision,
     to_input_units,
 )
-from models.engine_scorer import Scorer
+from models.engine_scorer import Scorer, settle
 from models.profiles import FALLBACK, Precision, Priority, Profile, choose
 from models.stream_engine import StreamEngine
 from pipeline.bundle import Bundle
@@ -73,7 +74,7 @@ class TorchEngine:
             self._x = self._host.to(device)
             spaces = [Workspace(profile) for _ in bundle.members]
             self._scorers = [[Scorer(bundle, g, m, size, space) for m, space in enumerate(spaces)] for g in groups]
-            self.fallbacks = _settle(self._scorers)
+            self.fallbacks = settle(self._scorers)
         self._chunk = Chunk(
             x=self._host.numpy(),
             observed=np.ones((size, readings), np.bool_),
@@ -98,9 +99,7 @@ class TorchEngine:
 
     def allocate(self, assets: Sequence[str]) -> Int32:
         """Give each asset a slot with an empty window; one that no group scores is collected only."""
-        default = -1 if self._bundle.default_group is None else self._bundle.default_group
-        groups = [self._bundle.asset_group.get(name, default) for name in assets]
-        return self._rings.allocate(np.array(groups, np.int32))
+        return self._rings.allocate(groups_of(self._bundle, assets))
 
     def push(self, batches: Sequence[tuple[Rows, Int32]]) -> list[Scores]:
         """Take aligned, gated rows with their slots (n,), in order; return one score per row.
@@ -176,18 +175,3 @@ def open_engine(
 
         return device_engine.DeviceEngine(bundle, profile)
     return TorchEngine(bundle, profile)
-
-
-def _settle(scorers: Sequence[Sequence[Scorer]]) -> tuple[str, ...]:
-    """Let each scorer settle on its batch sizes; those of equal shapes run the same code, so one of them tries."""
-    known: dict[object, Scorer] = {}
-    fallen = []
-    with torch.inference_mode():
-        for g, members in enumerate(scorers):
-            for m, scorer in enumerate(members):
-                twin = known.setdefault((m, scorer.signature), scorer)
-                if twin is scorer:
-                    scorer.settle()
-                scorer.shapes = twin.shapes
-                fallen += [f"g{g}.m{m}"] if scorer.fell_back else []
-    return tuple(fallen)

@@ -131,6 +131,12 @@ def by_group(group: Int32) -> Iterator[tuple[int, Int64]]:
         yield int(group[part[0]]), part
 
 
+def groups_of(bundle: Bundle, assets: Sequence[str]) -> Int32:
+    """Return the group that scores each asset; -1: none does."""
+    default = -1 if bundle.default_group is None else bundle.default_group
+    return np.array([bundle.asset_group.get(name, default) for name in assets], np.int32)
+
+
 def scalers(bundle: Bundle, name: str) -> Float32:
     """Return `name` of all groups' scalers, (G, C)."""
     found = [bundle.tensors.get(f"g{g}.scaler.{name}", np.empty(0)) for g in range(len(bundle.groups))]

@@ -9,6 +9,7 @@ Legend: B windows of one batch, k windows of a chunk, w rows of the member's win
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -142,6 +143,40 @@ class Scorer:
 
     def _sent(self, array: Float32 | Bool | Int64) -> Tensor:
         return torch.from_numpy(array).to(self._space.device)
+
+
+class _Settles(Protocol):
+    """What tries on its weights which batch sizes keep a row's bits: a `Scorer`, or a streamed network."""
+
+    shapes: tuple[int, ...]
+
+    @property
+    def signature(self) -> object: ...
+
+    @property
+    def fell_back(self) -> bool: ...
+
+    def settle(self) -> None: ...
+
+
+def settle(groups: Sequence[Sequence[_Settles]]) -> tuple[str, ...]:
+    """Let the members of each group settle; those of equal signatures run the same code, so one of them tries.
+
+    Returns
+    -------
+    Those that fell back, as `g0.m1`.
+    """
+    known: dict[object, _Settles] = {}
+    fallen = []
+    with torch.inference_mode():
+        for g, members in enumerate(groups):
+            for m, member in enumerate(members):
+                twin = known.setdefault((m, member.signature), member)
+                if twin is member:
+                    member.settle()
+                member.shapes = twin.shapes
+                fallen += [f"g{g}.m{m}"] if member.fell_back else []
+    return tuple(fallen)
 
 
 def cuts(rows: int, shapes: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -24,7 +24,8 @@ from models import engine_rows
 from models.aggregation import aggregate
 from models.autoencoders import ConvAutoencoder
 from models.engine_buffers import Workspace
-from models.engine_rows import Joined, by_group, hand_out, join, scalers, set_precision
+from models.engine_rows import Joined, by_group, groups_of, hand_out, join, scalers, set_precision
+from models.engine_scorer import settle
 from models.fitted_members import fitted_aggregation, fitted_module
 from models.profiles import FALLBACK
 from models.stream_layers import Layer, averaged, member_span, stream_layers
@@ -60,7 +61,7 @@ class StreamEngine:
         layers = [_layers(bundle, g) for g in range(len(bundle.groups))]
         space = Workspace(FALLBACK)
         self._networks = [StreamNetwork(of_group, space) for of_group in layers]
-        self.fallbacks = _settle(self._networks)
+        self.fallbacks = settle([[network] for network in self._networks])
         self._fitted = [fitted_aggregation(bundle, g, 0) for g in range(len(bundle.groups))]
         span = member_span(member)
         self._lag_ns = span.lag * bundle.period_ns
@@ -102,9 +103,7 @@ class StreamEngine:
 
     def allocate(self, assets: Sequence[str]) -> Int32:
         """Give each asset a slot with an empty window; one that no group scores is collected only."""
-        default = -1 if self._bundle.default_group is None else self._bundle.default_group
-        groups = [self._bundle.asset_group.get(name, default) for name in assets]
-        slots = self._rings.allocate(np.array(groups, np.int32))
+        slots = self._rings.allocate(groups_of(self._bundle, assets))
         more = len(self._rings) - len(self._kept[0])
         if more:
             self._kept = [np.concatenate([k, np.zeros((more, k.shape[1]), np.float32)]) for k in self._kept]
@@ -196,20 +195,6 @@ def _layers(bundle: Bundle, group: int) -> tuple[Layer, ...]:
     module = fitted_module(bundle, group, 0)
     assert isinstance(module, ConvAutoencoder)
     return stream_layers(module)
-
-
-def _settle(networks: Sequence[StreamNetwork]) -> tuple[str, ...]:
-    """Let each network settle on its batch sizes; those of equal shapes run the same code, so one of them tries."""
-    known: dict[object, StreamNetwork] = {}
-    fallen = []
-    with torch.inference_mode():
-        for g, network in enumerate(networks):
-            twin = known.setdefault(network.signature, network)
-            if twin is network:
-                network.settle()
-            network.shapes = twin.shapes
-            fallen += [f"g{g}.m0"] if network.fell_back else []
-    return tuple(fallen)
 
 
 @njit(nogil=True, cache=True)
