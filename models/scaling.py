@@ -136,30 +136,10 @@ def unscale_scalar(v: float, loc: float, scale: float, limit: float) -> np.float
     return np.float32(min(max(x, -_FLOAT32_MAX), _FLOAT32_MAX))
 
 
-def soft_clip(z: Float32, limit: float) -> Float32:
-    """Return `z` linear to +-`limit`, logarithmic beyond; any shape.
-
-    Raises
-    ------
-    ConfigError : `limit` is not positive and finite.
-    """
-    _check_limit(limit)
-    out = np.empty(z.size, np.float32)
-    _soft_clip(z.reshape(-1), limit, out)
-    return out.reshape(z.shape)
-
-
-def soft_unclip(v: Float32, limit: float) -> Float32:
-    """Undo `soft_clip`, to float32 rounding; any shape. What float32 cannot hold becomes infinite.
-
-    Raises
-    ------
-    ConfigError : `limit` is not positive and finite.
-    """
-    _check_limit(limit)
-    out = np.empty(v.size, np.float32)
-    _soft_unclip(v.reshape(-1), limit, out)
-    return out.reshape(v.shape)
+def check_soft_clip(limit: float) -> None:
+    """Raise ConfigError unless a limit is positive and finite."""
+    if not (limit > 0 and math.isfinite(limit)):
+        raise ConfigError("train.soft_clip", limit, "give a positive number of scales, such as 3")
 
 
 def scale(x: Float32, observed: Bool, loc: Float32, scale: Float32, limit: float) -> Float32:
@@ -181,8 +161,9 @@ def scale(x: Float32, observed: Bool, loc: Float32, scale: Float32, limit: float
     ShapeError : shapes that do not belong together.
     ConfigError : `limit` is not positive and finite.
     """
-    _check_limit(limit)
-    _check_shapes(x, loc, scale)
+    check_soft_clip(limit)
+    if x.ndim != 2 or loc.shape != scale.shape or loc.shape != x.shape[1:]:
+        raise ShapeError(f"x is {x.shape}, loc {loc.shape}, scale {scale.shape}: expected (n, C), (C,) and (C,)")
     if observed.shape != x.shape:
         raise ShapeError(f"x is {x.shape}, observed {observed.shape}: they must be equal")
     out = np.empty(x.shape, np.float32)
@@ -190,62 +171,8 @@ def scale(x: Float32, observed: Bool, loc: Float32, scale: Float32, limit: float
     return out
 
 
-def unscale(v: Float32, loc: Float32, scale: Float32, limit: float) -> Float32:
-    """Bring scaled values, such as reconstructions, back to input units. Always finite for finite values.
-
-    Parameters
-    ----------
-    v : (n, C) float32, scaled.
-    loc, scale : (C,) float32.
-    limit : as in `scale`.
-
-    Returns
-    -------
-    (n, C) float32
-
-    Raises
-    ------
-    ShapeError : shapes that do not belong together.
-    ConfigError : `limit` is not positive and finite.
-    """
-    _check_limit(limit)
-    _check_shapes(v, loc, scale)
-    out = np.empty(v.shape, np.float32)
-    _unscale(v, loc, scale, limit, out)
-    return out
-
-
-def _check_limit(limit: float) -> None:
-    if not (limit > 0 and math.isfinite(limit)):
-        raise ConfigError("train.soft_clip", limit, "give a positive number of scales, such as 3")
-
-
-def _check_shapes(x: Float32, loc: Float32, scale: Float32) -> None:
-    if x.ndim != 2 or loc.shape != scale.shape or loc.shape != x.shape[1:]:
-        raise ShapeError(f"x is {x.shape}, loc {loc.shape}, scale {scale.shape}: expected (n, C), (C,) and (C,)")
-
-
-@njit(nogil=True, cache=True)
-def _soft_clip(z: Float32, limit: float, out: Float32) -> None:
-    for i in range(z.shape[0]):
-        out[i] = np.float32(soft_clip_scalar(np.float64(z[i]), limit))
-
-
-@njit(nogil=True, cache=True)
-def _soft_unclip(v: Float32, limit: float, out: Float32) -> None:
-    for i in range(v.shape[0]):
-        out[i] = np.float32(soft_unclip_scalar(np.float64(v[i]), limit))
-
-
 @njit(nogil=True, cache=True)
 def _scale(x: Float32, observed: Bool, loc: Float32, scale: Float32, limit: float, out: Float32) -> None:
     for i in range(x.shape[0]):
         for c in range(x.shape[1]):
             out[i, c] = scale_scalar(x[i, c], loc[c], scale[c], limit) if observed[i, c] else np.float32(0.0)
-
-
-@njit(nogil=True, cache=True)
-def _unscale(v: Float32, loc: Float32, scale: Float32, limit: float, out: Float32) -> None:
-    for i in range(v.shape[0]):
-        for c in range(v.shape[1]):
-            out[i, c] = unscale_scalar(v[i, c], loc[c], scale[c], limit)

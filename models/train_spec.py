@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from models.autoencoders import MODULES, check_layers, compression_ratio, default_latent
-from models.scaling import ScalerKind, soft_clip
+from models.scaling import ScalerKind, check_soft_clip
 from models.stream_layers import span_of
 from models.training import LoopSpec
 from pipeline.bundle import MemberSpec, SmootherSpec
@@ -186,7 +186,7 @@ def _check_choices(spec: TrainSpec) -> None:
         raise ConfigError("train.pca_max_components", spec.pca_max_components, "allow at least 1")
     if not 0 <= spec.dense_dropout < 1:
         raise ConfigError("train.dense_dropout", spec.dense_dropout, "use a share from 0 to below 1")
-    soft_clip(np.zeros(0, np.float32), spec.soft_clip)
+    check_soft_clip(spec.soft_clip)
 
 
 def _check_member(member: MemberSpec, channels: int) -> None:

@@ -6,10 +6,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numba import njit
 
-from models.scaling import fit_scale, scale, scale_scalar, soft_clip, soft_unclip, unscale
+from models.scaling import (
+    check_soft_clip,
+    fit_scale,
+    scale,
+    scale_scalar,
+    soft_clip_scalar,
+    soft_unclip_scalar,
+    unscale_scalar,
+)
 from pipeline.errors import ConfigError, ShapeError
 
 RNG = np.random.default_rng(5)
+soft_clip, soft_unclip, unscale = (
+    np.vectorize(one, otypes=[np.float32]) for one in (soft_clip_scalar, soft_unclip_scalar, unscale_scalar)
+)
 
 
 def all_seen(x):
@@ -183,7 +194,7 @@ def test_a_kernel_that_scales_reading_by_reading_gets_the_same_bits():
 @pytest.mark.parametrize("limit", [0.0, -1.0, math.inf, math.nan])
 def test_a_limit_that_is_no_positive_number_is_refused(limit):
     with pytest.raises(ConfigError, match="soft_clip"):
-        soft_clip(np.zeros(1, np.float32), limit)
+        check_soft_clip(limit)
 
 
 def test_an_unknown_kind_of_scaler_is_refused():
@@ -198,4 +209,4 @@ def test_shapes_that_do_not_belong_together_are_refused():
     with pytest.raises(ShapeError):
         scale(x, all_seen(x), np.zeros(2, np.float32), np.ones(2, np.float32), 3.0)
     with pytest.raises(ShapeError):
-        unscale(x, np.zeros(3, np.float32), np.ones(2, np.float32), 3.0)
+        scale(x, all_seen(x), np.zeros(3, np.float32), np.ones(2, np.float32), 3.0)
