@@ -1,7 +1,8 @@
-"""Codes of assets by the bytes of their names, without a Python string per row."""
+"""Codes of assets by the bytes of their names, or by their numbers, without a Python string per row."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TypeVar
 from weakref import WeakKeyDictionary
@@ -32,6 +33,46 @@ def asset_codes(text: UInt8, start: Int64, end: Int64, table: AssetTable) -> Int
         table.code(name)
         index.add([name])
     return codes
+
+
+def number_codes(numbers: Int32, table: AssetTable) -> Int32:
+    """Return the codes of the assets whose names are these numbers; unknown ones get their codes in row order.
+
+    Raises
+    ------
+    ConfigError : the table takes no more assets.
+    """
+    index = _NUMBERS.get(table)
+    if index is None:
+        index = _NUMBERS[table] = _NumberIndex()
+    index.add(table.names[index.count :])
+    codes = np.empty(len(numbers), np.int32)
+    row = 0
+    while (row := _look_up_numbers(numbers, row, index.slots, codes)) < len(numbers):
+        name = str(numbers[row])
+        table.code(name)
+        index.add([name])
+    return codes
+
+
+class _NumberIndex:
+    """The names of one table that are numbers, as a hash table: `slots` hold number << 32 | code, or -1."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.slots: Int64 = np.full(64, -1, np.int64)
+
+    def add(self, names: Sequence[str]) -> None:
+        """Take the next names, in the order of their codes."""
+        for name in names:
+            if _NUMBER.fullmatch(name) and -(1 << 31) <= int(name) < 1 << 31:
+                _put(int(name) << 32 | self.count, self.slots)
+            self.count += 1
+            if 2 * self.count > len(self.slots):
+                known = self.slots[self.slots != -1]
+                self.slots = np.full(2 * len(self.slots), -1, np.int64)
+                for entry in known.tolist():
+                    _put(entry, self.slots)
 
 
 class _NameIndex:
@@ -65,6 +106,8 @@ _T = TypeVar("_T", bound=np.generic)
 
 # What the tables' names say anyway, in another form: dropping it would cost time and change nothing.
 _INDEXES: WeakKeyDictionary[AssetTable, _NameIndex] = WeakKeyDictionary()
+_NUMBERS: WeakKeyDictionary[AssetTable, _NumberIndex] = WeakKeyDictionary()
+_NUMBER = re.compile("0|-?[1-9][0-9]*", re.ASCII)  # as it is written in one way only
 
 
 def _grown(array: NDArray[_T], size: int) -> NDArray[_T]:
@@ -84,6 +127,34 @@ def _look_up(
             return i
         codes[i] = slots[slot]
     return len(start)
+
+
+@njit(nogil=True, cache=True)
+def _look_up_numbers(numbers: Int32, row: int, slots: Int64, codes: Int32) -> int:
+    """Fill in codes from `row` on; return the first row whose number is unknown, or how many rows there are."""
+    for i in range(row, len(numbers)):
+        number = np.int64(numbers[i])
+        slot = _spread(number) & (len(slots) - 1)
+        while slots[slot] != -1 and slots[slot] >> 32 != number:
+            slot = (slot + 1) & (len(slots) - 1)
+        if slots[slot] == -1:
+            return i
+        codes[i] = slots[slot] & 0xFFFFFFFF
+    return len(numbers)
+
+
+@njit(nogil=True, cache=True)
+def _put(entry: int, slots: Int64) -> None:
+    slot = _spread(entry >> 32) & (len(slots) - 1)
+    while slots[slot] != -1:
+        slot = (slot + 1) & (len(slots) - 1)
+    slots[slot] = entry
+
+
+@njit(nogil=True, cache=True)
+def _spread(number: int) -> int:
+    """Return the high half of a product with 2**64 / golden ratio: neighbours come far apart."""
+    return int((np.uint64(number) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(33))
 
 
 @njit(nogil=True, cache=True)

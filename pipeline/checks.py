@@ -11,7 +11,7 @@ from numba import njit
 from pipeline.mapping import MAX_TS_NS
 from pipeline.values import Bool, Float32, Int32, Int64, Quality, UInt8
 
-_OK = np.uint8(Quality.OK)
+OK = np.uint8(Quality.OK)
 _ABSENT = np.uint8(Quality.ABSENT)
 _NON_FINITE = np.uint8(Quality.NON_FINITE)
 _OUT_OF_RANGE = np.uint8(Quality.OUT_OF_RANGE)
@@ -27,6 +27,18 @@ class Unchecked(NamedTuple):
     ts_ns: Int64  # (n,)
     x: Float32  # (n, C), anything where not given
     given: Bool  # (n, C), the message had a value here
+
+
+class Checked(NamedTuple):
+    """Rows whose readings have been judged."""
+
+    offset: Int64  # (n,)
+    row: Int32  # (n,)
+    asset: Int32  # (n,), codes of the partition's table
+    ts_ns: Int64  # (n,)
+    x: Float32  # (n, C), 0.0 where not observed
+    observed: Bool  # (n, C)
+    quality: UInt8  # (n, C)
 
 
 def check_readings(
@@ -46,10 +58,12 @@ def check_readings(
     x, observed, quality : (n, C) each, new arrays. x is 0.0 where not observed, and a negative zero is 0.0, so that
         equal readings have equal bits.
     """
-    channels = x.shape[1]
-    return _check(  # type: ignore[no-any-return]
-        x, given, _float32(low or (-np.inf,) * channels), _float32(high or (np.inf,) * channels)
-    )
+    return _check(x, given, *limits(low, high, x.shape[1]))  # type: ignore[no-any-return]
+
+
+def limits(low: tuple[float, ...], high: tuple[float, ...], channels: int) -> tuple[Float32, Float32]:
+    """Return the limits of each channel, as they are compared; () stands for none. What is finite is within those."""
+    return _float32(low or (-np.inf,) * channels), _float32(high or (np.inf,) * channels)
 
 
 def latest_ts_ns(log_ts_ns: Int64, max_ahead_ns: int | None) -> Int64:
@@ -73,18 +87,20 @@ def latest_ts_ns(log_ts_ns: Int64, max_ahead_ns: int | None) -> Int64:
 @lru_cache(maxsize=128)
 def _float32(limits: tuple[float, ...]) -> Float32:
     with np.errstate(over="ignore"):
-        return np.array(limits, np.float64).astype(np.float32)
+        return np.array(limits, np.float64).astype(np.float32).clip(-_LARGEST, _LARGEST)
 
 
 @njit(nogil=True, cache=True)
 def judge(value: float, given: bool, low: float, high: float) -> np.uint8:
-    """Return the quality of one reading. For kernels: without a branch, so that they judge many readings at a time."""
-    finite = abs(value) <= _LARGEST
-    if given & finite & (value >= low) & (value <= high):
-        return _OK
+    """Return the quality of one reading. For kernels: without a branch, so that they judge many readings at a time.
+
+    `low` and `high` are of `limits`: finite.
+    """
+    if given & (value >= low) & (value <= high):
+        return OK
     if not given:
         return _ABSENT
-    return _OUT_OF_RANGE if finite else _NON_FINITE
+    return _OUT_OF_RANGE if abs(value) <= _LARGEST else _NON_FINITE
 
 
 @njit(nogil=True, cache=True)
@@ -97,6 +113,6 @@ def _check(x: Float32, given: Bool, low: Float32, high: Float32) -> tuple[Float3
         for c in range(x.shape[1]):
             found = judge(x[i, c], given[i, c], low[c], high[c])
             quality[i, c] = found
-            observed[i, c] = found == _OK
-            checked[i, c] = x[i, c] + zero if found == _OK else zero  # -0.0 + 0.0 is 0.0
+            observed[i, c] = found == OK
+            checked[i, c] = x[i, c] + zero if found == OK else zero  # -0.0 + 0.0 is 0.0
     return checked, observed, quality

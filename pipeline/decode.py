@@ -2,7 +2,7 @@
 
 JSON goes two ways with one result: `pipeline.scan_json` reads the common shapes straight into columns, and
 `pipeline.decode_json` reads what that leaves. Arrow goes column by column (`pipeline.decode_arrow`). Both end in the
-same stateless checks.
+same stateless checks, which packed records (`pipeline.decode_records`) go through as they are read.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import numpy as np
 
 from pipeline import json_tokens, scan_json
 from pipeline.asset_names import asset_codes
-from pipeline.checks import Unchecked, check_readings, latest_ts_ns
+from pipeline.checks import Checked, Unchecked, check_readings, latest_ts_ns
 from pipeline.decode_arrow import decode_arrow
 from pipeline.decode_json import Row, read_message
+from pipeline.decode_records import decode_records
 from pipeline.faults import Fault
 from pipeline.mapping import MESSAGE_KEY, UNIT_DIGITS, FieldMapping, mapping_problem
 from pipeline.state import AssetTable
@@ -56,21 +57,15 @@ def decode(polled: Polled, mapping: FieldMapping, table: AssetTable) -> Decoded:
     ------
     ConfigError : the table takes no more assets.
     """
-    read = _decode_json if mapping.format == "json" else decode_arrow
-    found, dead = read(polled, mapping, table)
-    x, observed, quality = check_readings(found.x, found.given, mapping.low, mapping.high)
-    rows = Rows(
-        partition=polled.partition,
-        asset=found.asset,
-        ts_ns=found.ts_ns,
-        x=x,
-        observed=observed,
-        quality=quality,
-        offset=found.offset,
-        row=found.row,
-        continuity=np.zeros(len(found.row), np.uint8),
-    )
-    return Decoded(rows, dead)
+    if mapping.format == "records":
+        checked, dead = decode_records(polled, mapping, table)
+    else:
+        read = _decode_json if mapping.format == "json" else decode_arrow
+        found, dead = read(polled, mapping, table)
+        readings = check_readings(found.x, found.given, mapping.low, mapping.high)
+        checked = Checked(found.offset, found.row, found.asset, found.ts_ns, *readings)
+    continuity = np.zeros(len(checked.row), np.uint8)
+    return Decoded(Rows(partition=polled.partition, continuity=continuity, **checked._asdict()), dead)
 
 
 class _Block(NamedTuple):

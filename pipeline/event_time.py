@@ -71,11 +71,25 @@ def iso_ns(text: str) -> int | None:
 
 def integers_ns(value: Int64, digits: int, origin_ns: int) -> tuple[Int64, Bool]:
     """Return int64 numbers of units of 10**`digits` ns since `origin_ns` in ns, and which of them are in range."""
-    factor = 10**digits
+    return _integers_ns(value, 10**digits, origin_ns)  # type: ignore[no-any-return]
+
+
+@njit(nogil=True, cache=True)
+def integer_ns(value: int, factor: int, origin_ns: int) -> tuple[int, bool]:
+    """Return a number of units of `factor` ns since `origin_ns` in ns, and whether it is in range. For kernels."""
     room = MAX_TS_NS // factor
-    fits = (value >= -room) & (value <= room)
-    ns = np.where(fits, value, 0) * factor + origin_ns
-    return ns, fits & (np.abs(ns) <= MAX_TS_NS)
+    fits = -room <= value <= room
+    ns = (value if fits else 0) * factor + origin_ns
+    return ns, fits and -MAX_TS_NS <= ns <= MAX_TS_NS
+
+
+@njit(nogil=True, cache=True)
+def _integers_ns(value: Int64, factor: int, origin_ns: int) -> tuple[Int64, Bool]:
+    ns = np.empty(len(value), np.int64)
+    known = np.empty(len(value), np.bool_)
+    for i in range(len(value)):
+        ns[i], known[i] = integer_ns(value[i], factor, origin_ns)
+    return ns, known
 
 
 def floats_ns(value: Float64, digits: int, origin_ns: int) -> tuple[Int64, Bool]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from pipeline.errors import ConfigError
 
@@ -22,6 +22,8 @@ _OPTIONS = {  # what an attribute is called in the configuration, where not mapp
     "max_ahead_ns": "mapping.max_ahead_s",
 }
 
+Format = Literal["json", "arrow", "records"]
+
 
 @dataclass(frozen=True, slots=True)
 class FieldMapping:
@@ -31,7 +33,8 @@ class FieldMapping:
     ----------
     channels : names of the C channels, in the order of every array that follows.
     fields : the field, sensor or column of each channel in the messages; () means the channel names themselves.
-    format : `json` or `arrow`.
+    format : `json`, `arrow`, or `records` (`pipeline.decode_records`: packed, of one size; a name for the asset says
+        that records have its number, the other names are not looked at).
     layout : `wide` (a message or row holds all channels) or `long` (it holds one sensor's value).
     asset : field with the asset's name or number; `@key`: the message key; "": every row is of `asset_value`.
     asset_value : the asset of all rows where `asset` is "".
@@ -54,7 +57,7 @@ class FieldMapping:
 
     channels: tuple[str, ...]
     fields: tuple[str, ...] = ()
-    format: Literal["json", "arrow"] = "json"
+    format: Format = "json"
     layout: Literal["wide", "long"] = "wide"
     asset: str = "asset"
     asset_value: str = ""
@@ -105,13 +108,18 @@ def _quoted(names: Sequence[str]) -> str:
 
 def _check_choices(m: FieldMapping) -> None:
     for key, choices in (
-        ("format", ("json", "arrow")),
+        ("format", get_args(Format)),
         ("layout", ("wide", "long")),
         ("time_unit", (*UNIT_DIGITS, "iso")),
     ):
         _refuse_unless(getattr(m, key) in choices, m, key, f"must be one of {', '.join(choices)}")
     _refuse_unless(not m.values or m.layout == "wide", m, "values", "a long message has no values field: leave it out")
-    _refuse_unless(not m.values or m.format == "json", m, "values", "Arrow channels are columns: leave it out")
+    _refuse_unless(
+        not m.values or m.format == "json", m, "values", "channels of other formats have places: leave it out"
+    )
+    packed = m.format == "records"
+    _refuse_unless(not packed or m.layout == "wide", m, "layout", "a record holds all channels: set wide")
+    _refuse_unless(not packed or m.time_unit != "iso", m, "time_unit", "a record's time is a number: name its unit")
     _refuse_unless(bool(m.asset) != bool(m.asset_value), m, "asset_value", 'needed where asset = "", and only there')
     _refuse_unless(bool(m.time), m, "time", "name the field that holds the event time")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
@@ -12,7 +12,7 @@ import pyarrow as pa
 from jobs.benches import fleet
 from jobs.benches.measure import Ratio, Result, Trial, against, result, worst
 from pipeline.decode import decode
-from pipeline.mapping import FieldMapping
+from pipeline.mapping import FieldMapping, Format
 from pipeline.state import AssetTable
 from pipeline.values import Polled
 
@@ -75,15 +75,52 @@ def _named_lines(count: int) -> list[list[bytes]]:
 
 
 def binary(trial: Trial) -> Result:
-    """Arrow messages of 1,024 rows (asset, time, 32 float32: about 150 bytes a row), against copying their bytes.
+    """Packed records of 140 bytes (asset, time, 32 float32) to codes, times and readings, against copying their bytes.
 
-    Eight messages a poll; under `more` one message a poll.
+    Eight messages of 1,024 records a poll; under `more` one such message a poll, and 1,024 messages of one record. The
+    same rows as Arrow (asset names, a column a channel: about 150 bytes a row) are under `more` too, against copying
+    the bytes of those.
     """
     rows = trial.size(1024, 32)
-    mapping = FieldMapping(channels=fleet.CHANNEL_NAMES, format="arrow", asset="asset", time="ts", time_unit="ms")
-    table = AssetTable({})
-    bodies = [_arrow_message(rows, seed) for seed in range(_POLLS)]
-    many, single = _poll(bodies, rows), [_poll([body], rows) for body in bodies]
+    packed = [_records(rows, seed) for seed in range(_POLLS)]
+    size = len(packed[0]) // rows
+    singles = [packed[0][at : at + size] for at in range(0, len(packed[0]), size)]
+    arrow = [_arrow_message(rows, seed) for seed in range(_POLLS)]
+    records, arrows = _mapping("records"), _mapping("arrow")
+    table, named = AssetTable({}), AssetTable({})
+    many, one, small = _poll(packed, rows), [_poll([body], rows) for body in packed], _poll(singles, 1)
+    many_arrow = _poll(arrow, rows)
+    taken = trial.rounds(
+        {
+            "many": lambda _: decode(many, records, table),
+            "copy": _copy(packed),
+            "one": lambda i: decode(one[i % _POLLS], records, table),
+            "small": lambda _: decode(small, records, table),
+            "arrow": lambda _: decode(many_arrow, arrows, named),
+            "copy_arrow": _copy(arrow),
+        }
+    )
+    return result(
+        "decode.binary",
+        [
+            against("memcpy of the same bytes", taken["copy"] / taken["many"]),
+            against("memcpy, one message a poll", taken["copy"] / _POLLS / taken["one"]),
+            against("memcpy, one record a message", taken["copy"] / _POLLS / taken["small"]),
+            against("memcpy of the same rows as Arrow", taken["copy_arrow"] / taken["arrow"]),
+        ],
+        {
+            "rows_per_s": _POLLS * rows / float(np.median(taken["many"])),
+            "rows_per_s_arrow": _POLLS * rows / float(np.median(taken["arrow"])),
+            "bytes_per_row": size,
+        },
+    )
+
+
+def _mapping(message_format: Format) -> FieldMapping:
+    return FieldMapping(channels=fleet.CHANNEL_NAMES, format=message_format, time_unit="ms")
+
+
+def _copy(bodies: Sequence[bytes]) -> Callable[[int], object]:
     sources = [np.frombuffer(body, np.uint8) for body in bodies]
     targets = [np.empty_like(source) for source in sources]
 
@@ -91,29 +128,21 @@ def binary(trial: Trial) -> Result:
         for source, target in zip(sources, targets, strict=True):
             np.copyto(target, source)
 
-    taken = trial.rounds(
-        {
-            "many": lambda _: decode(many, mapping, table),
-            "copy": copy,
-            "single": lambda i: decode(single[i % _POLLS], mapping, table),
-        }
-    )
-    return result(
-        "decode.binary",
-        [
-            against("memcpy of the same bytes", taken["copy"] / taken["many"]),
-            against("memcpy, one message a poll", taken["copy"] / _POLLS / taken["single"]),
-        ],
-        {
-            "rows_per_s": _POLLS * rows / float(np.median(taken["many"])),
-            "bytes_per_row": sum(map(len, bodies)) / (_POLLS * rows),
-        },
-    )
+    return copy
 
 
 def _poll(bodies: Sequence[bytes], rows: int) -> Polled:
     n = len(bodies)
     return Polled("bench", 0, rows * np.arange(n, dtype=np.int64), np.zeros(n, np.int64), bodies, end=rows * n)
+
+
+def _records(rows: int, seed: int) -> bytes:
+    g = np.random.default_rng(seed)
+    found = np.empty(rows, [("asset", "<i4"), ("ts", "<i8"), ("x", "<f4", (fleet.CHANNELS,))])
+    found["asset"] = g.integers(0, fleet.ASSETS, rows)
+    found["ts"] = fleet.FIRST_MS + 1000 * np.arange(rows)
+    found["x"] = g.standard_normal((rows, fleet.CHANNELS), np.float32)
+    return found.tobytes()
 
 
 def _arrow_message(rows: int, seed: int) -> bytes:

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 
 LIMITS: Mapping[str, str] = {
     "decode.binary": (
-        "an Arrow message is opened and validated in full (what a sender says about its own buffers is not believed), "
-        "asset names become codes through a hash, and every reading gets a mask and a quality code: 230 bytes are "
-        "written for 150 that are read. A fixed 140-byte record with a number for its asset would need none of the "
-        "first three. Tried: one pass from columns to rows (kept: four times faster than column by column), "
-        "`RecordBatch.to_tensor` (slower than our own pass)."
+        "memory: 140 bytes are read and 217 written, since every reading gets a mask and a quality code beside it. Of "
+        "some 0.35 ms a poll (copy: 0.055 ms) readings take 0.12 to 0.17, of which 0.08 were nothing judged at all; "
+        "times, offsets and row numbers 0.05 to 0.09, codes of the assets 0.03. Arrow stands at 0.01 of its copy: "
+        "pyarrow takes 0.1 ms and more to open, validate and hand out the 34 columns of a message, whatever is in it. "
+        "Tried: branches for what is not good (three to five times slower than judging eight at a time), one kernel "
+        "for a whole poll over joined bytes (a copy more), numpy column by column, `RecordBatch.to_tensor`."
     ),
     "ring.scatter": (
         "the row is scaled with a logarithm beyond the soft clip, its mask counted, and four places are written, which "

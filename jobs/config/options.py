@@ -100,7 +100,11 @@ class Feed(Section):
 class MessageFields(Section):
     """Where a message keeps its asset, its time and its readings."""
 
-    format: Literal["json", "arrow"] = option("json", "", "what a message is: a JSON object, or an Arrow record batch")
+    format: Literal["json", "arrow", "records"] = option(
+        "json",
+        "",
+        "what a message is: a JSON object, an Arrow record batch, or packed records (int32, int64, float32s)",
+    )
     layout: Literal["wide", "long"] = option(
         "wide", "", "wide: one row holds every channel; long: one row is one reading of one sensor"
     )

@@ -6,7 +6,7 @@ import math
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from jobs.settings import Settings, config_id
 from pipeline.errors import ConfigError
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pipeline.bundle import SmootherSpec
     from pipeline.chain import ChainSpec
     from pipeline.gate import GateSpec
-    from pipeline.mapping import FieldMapping
+    from pipeline.mapping import FieldMapping, Format
 
 _AUTO_PERIODS = 10  # what `auto` means for a gap, in periods
 
@@ -43,7 +43,7 @@ def channels(settings: Settings) -> tuple[Channel, ...]:
     return settings.feed.channels
 
 
-def field_mapping(settings: Settings, message_format: Literal["json", "arrow"] | None = None) -> FieldMapping:
+def field_mapping(settings: Settings, message_format: Format | None = None) -> FieldMapping:
     """Return how messages map to channels; `message_format` is that of a source which knows it better."""
     from pipeline.mapping import FieldMapping
 
@@ -141,7 +141,7 @@ def alert_spec(settings: Settings) -> AlertSpec:
     )
 
 
-def chain_spec(settings: Settings, message_format: Literal["json", "arrow"] | None = None) -> ChainSpec:
+def chain_spec(settings: Settings, message_format: Format | None = None) -> ChainSpec:
     """Return the rules of the feed, from its bytes to its alerts."""
     from pipeline.chain import ChainSpec
 

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.asset_names import asset_codes
+from pipeline.asset_names import asset_codes, number_codes
 from pipeline.errors import ConfigError
 from pipeline.state import AssetTable
 
@@ -49,3 +49,19 @@ def test_tables_do_not_share_their_codes():
     one, other = AssetTable({}), AssetTable({})
     assert codes(["a", "b"], one) == [0, 1]
     assert codes(["b", "a"], other) == [0, 1]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.lists(st.integers(-(2**31), 2**31 - 1) | st.integers(-5, 5), max_size=80), max_size=4),
+    st.lists(st.sampled_from(["7", "07", "-0", "+7", "7 ", "٧", "-7", "2147483648", "pump"])),
+)
+def test_numbers_have_the_codes_of_their_names(polls, restored):
+    table, plain = AssetTable({}), AssetTable({})
+    for i, numbers in enumerate(polls):
+        for name in restored if i == 1 else []:
+            table.code(name)
+            plain.code(name)
+        found = number_codes(np.array(numbers, np.int32), table)
+        assert found.tolist() == [plain.code(str(n)) for n in numbers]
+    assert table.names == plain.names
