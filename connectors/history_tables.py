@@ -228,7 +228,7 @@ def _or_null(value: Any) -> Any:
 
 
 def _numbers(column: pa.ChunkedArray) -> NDArray[Any]:
-    return np.ascontiguousarray(column.to_numpy())
+    return np.array(column.to_numpy())  # writable, as decoded rows are: kernels are compiled for each kind
 
 
 def _list_of(values: pa.DataType, size: int) -> pa.DataType:

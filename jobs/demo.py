@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs.simulate import CHANNELS, Fault, Fleet, asset_name, day_start_ns, plan_faults, simulate
+from jobs.simulate import CHANNELS, Fault, Fleet, asset_name, day_start_ns, plan_faults, simulate, write_parquet
 from pipeline.errors import GateRefused
 from pipeline.values import NS_PER_S, Alert
 
@@ -49,7 +49,7 @@ def demo(folder: Path, seed: int, device: str, console: Console) -> None:
     faults = plan_faults(PUMPS, live_s, live_s + 86_400, seed)
     fleet = simulate(PUMPS, (NORMAL_DAYS + 1) * _DAY_ROWS, PERIOD_S, start_ns, seed, faults)
     first_live = NORMAL_DAYS * _DAY_ROWS
-    _write_parquet(folder / "normal.parquet", fleet, first_live)
+    write_parquet(folder / "normal.parquet", fleet, first_live)
     _write_ndjson(folder / "live.ndjson", fleet, first_live)
     clock.say(
         "data", f"{PUMPS} pumps x {len(CHANNELS)} channels, {NORMAL_DAYS} normal days and one with faults, seed {seed}"
@@ -137,20 +137,6 @@ path = "{folder}/labels.ndjson"
 [run]
 state = "{folder}/state"
 """
-
-
-def _write_parquet(path: Path, fleet: Fleet, rows: int) -> None:
-    """Write the first rows of every pump, in time order, as a historian would export them."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    columns: dict[str, Any] = {
-        "ts": np.repeat(fleet.ts_ns[:rows], PUMPS),
-        "asset": np.tile([asset_name(p) for p in range(PUMPS)], rows),
-    }
-    for c, name in enumerate(CHANNELS):
-        columns[name] = np.ascontiguousarray(fleet.x[:, :rows, c].T).reshape(-1)
-    pq.write_table(pa.table(columns), path, compression="zstd")
 
 
 def _write_ndjson(path: Path, fleet: Fleet, first: int) -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -180,3 +182,18 @@ def _wander(rng: np.random.Generator, t: Float64, period_s: float, tau_s: float,
 def day_start_ns(days_before: int, now_ns: int) -> int:
     """Return the midnight (UTC) `days_before` days before `now_ns`."""
     return (now_ns // NS_PER_DAY - days_before) * NS_PER_DAY
+
+
+def write_parquet(path: Path, fleet: Fleet, rows: int) -> None:
+    """Write the first rows of every pump, in time order, as a historian would export them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pumps = len(fleet.x)
+    columns: dict[str, Any] = {
+        "ts": np.repeat(fleet.ts_ns[:rows], pumps),
+        "asset": np.tile([asset_name(p) for p in range(pumps)], rows),
+    }
+    for c, name in enumerate(CHANNELS):
+        columns[name] = np.ascontiguousarray(fleet.x[:, :rows, c].T).reshape(-1)
+    pq.write_table(pa.table(columns), path, compression="zstd")

@@ -47,7 +47,8 @@ def reconstruct_holed(
     rebuilt = np.empty(last, np.float64)
     for i in range(x.shape[0]):
         solve_scores(x[i], observed[i], mean, loadings, ridge, found)
-        rebuilt[:] = mean[first:]
+        for j in range(last):
+            rebuilt[j] = mean[first + j]
         for c in range(k):
             add_scaled(rebuilt, found[c], components[c, first:])
         for j in range(last):

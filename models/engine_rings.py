@@ -286,7 +286,7 @@ def _take(
         status[i], coverage[i] = judge(head, gaps, rows, channels)
         if status[i] == _CALIBRATED:
             oldest = head.at
-            chunk.x[k, :readings] = slots.scaled[s, oldest * channels : oldest * channels + readings]
+            _copy(slots.scaled[s, oldest * channels :], chunk.x[k, :readings])
             chunk.ends[k] = i
             chunk.age[k] = head.age
             if head.age < rows:
@@ -295,6 +295,12 @@ def _take(
             if k == len(chunk.ends):
                 return j + 1, k
     return len(order), k
+
+
+@njit(nogil=True, cache=True)
+def _copy(values: Float32, out: Float32) -> None:
+    for i in range(len(out)):  # an assignment of slices takes seconds to compile, for the text of an error
+        out[i] = values[i]
 
 
 @njit(nogil=True, cache=True)

@@ -26,6 +26,8 @@ def asset_codes(text: UInt8, start: Int64, end: Int64, table: AssetTable) -> Int
     if index is None:
         index = _INDEXES[table] = _NameIndex()
     index.add(table.names[index.count :])  # those that came another way, as from a restored state
+    text = text.view()
+    text.flags.writeable = False  # as some are: kernels are compiled for each kind
     codes = np.empty(len(start), np.int32)
     row = 0
     while (row := _look_up(text, start, end, row, index.slots, index.text, index.first, codes)) < len(start):

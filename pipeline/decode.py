@@ -214,6 +214,4 @@ def _merge(text: UInt8, block: _Block, left: Sequence[tuple[int, Row]]) -> tuple
     order = np.argsort(np.concatenate([block.message, message]), kind="stable")
     pairs: Any = zip(block, added, strict=True)
     merged = _Block(*(np.concatenate(pair)[order] for pair in pairs))
-    longer = np.concatenate([text, np.frombuffer(b"".join(names), np.uint8)])
-    longer.flags.writeable = False  # as `text` is
-    return longer, merged
+    return np.concatenate([text, np.frombuffer(b"".join(names), np.uint8)]), merged
