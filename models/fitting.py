@@ -62,8 +62,8 @@ def fit_bundle(
 
     An asset may come in several series. One with too little history of its own is scored by the pooled group;
     `provenance["pooled_only"]` names all that are. What comes out depends on the series and the spec alone, not on
-    their order; the weights of an asset's own group do not depend on other assets at all. `device` is where networks
-    are trained: `cpu`, `cuda` or `auto`.
+    their order; other assets touch an asset's own group by the scale of its channels at rest alone. `device` is where
+    networks are trained: `cpu`, `cuda` or `auto`.
 
     Returns
     -------
@@ -83,8 +83,10 @@ def fit_bundle(
     groups = _groups(by_asset, spec, max(member.window for member in members))
     tensors: Tensors = {}
     fits: Told = {}
+    everyone = _pool(groups[POOL], spec)
     for g, (name, own) in enumerate(groups.items()):
-        fitted, fits[name] = _fit_group(name, _pool(own, spec), spec, device, progress)
+        pool = everyone if name == POOL else _pool(own, spec, everyone.scale)
+        fitted, fits[name] = _fit_group(name, pool, spec, device, progress)
         tensors.update({f"g{g}.{key}": value for key, value in fitted.items()})
     index = {name: g for g, name in enumerate(groups)}
     return Bundle(
@@ -143,11 +145,11 @@ class _Pool:
         return np.concatenate(kept), np.concatenate(held)
 
 
-def _pool(series: Sequence[Series], spec: TrainSpec) -> _Pool:
+def _pool(series: Sequence[Series], spec: TrainSpec, fleet: Float32 | None = None) -> _Pool:
     x = np.concatenate([one.x for one in series])
     observed = np.concatenate([one.observed for one in series])
     normal = np.concatenate([one.normal for one in series])
-    loc, spread = fit_scale(x[normal], observed[normal], spec.scaler)
+    loc, spread = fit_scale(x[normal], observed[normal], spec.scaler, fleet)
     scaled = scale(x, observed, loc, spread, spec.soft_clip)
     return _Pool(tuple(series), scaled, observed, loc, spread, observed[normal].any(axis=0))
 

@@ -21,6 +21,7 @@ from pipeline.values import Bool, Float32, Float64
 
 ScalerKind = Literal["standard", "robust"]
 
+_AT_REST = 0.01  # of the fleet's scale
 _SAME = 4  # steps of float32, at the largest reading: what differs by no more is the same
 _STILL = 16  # times that: the least scale of a channel that never moves, so that rounding stays small in it
 MAD_TO_STD = 1.4826  # of a normal distribution
@@ -28,18 +29,25 @@ MAD_TO_STD = 1.4826  # of a normal distribution
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
-def fit_scale(x: Float32, observed: Bool, kind: ScalerKind = "standard") -> tuple[Float32, Float32]:
+def fit_scale(
+    x: Float32, observed: Bool, kind: ScalerKind = "standard", fleet: Float32 | None = None
+) -> tuple[Float32, Float32]:
     """Fit location and scale of each channel on its observed readings.
 
-    `standard`: mean and `deviation`. `robust`: median and 1.4826 MAD, at least the deviation of the channel's
-    resolution; a channel that moves in less than half of its rows has a MAD of 0 and takes its `deviation`. A channel
-    that never moves keeps scale 1 (or more, where that would stretch the rounding of float32), and so does one that
-    was never observed, at location 0.
+    `standard`: mean and `deviation`. `robust`: median and 1.4826 MAD; a channel that moves in less than half of its
+    rows has a MAD of 0 and takes its `deviation`.
+
+    A channel at rest, which moves by less than a hundredth of `fleet`, takes the scale of the fleet: how little it
+    moved while it was watched says nothing of how far it may move, the same sensor on other assets does. Where those
+    are at rest too, it keeps scale 1 (or more, where that would stretch the rounding of float32). A channel that was
+    never observed has location 0 and scale 1. Nothing here knows a unit or a level: twice the readings have twice the
+    scale.
 
     Parameters
     ----------
     x : (n, C) float32, input units.
     observed : (n, C) bool.
+    fleet : (C,) float32 scales of all assets together; None: `x` is from all that there are.
 
     Returns
     -------
@@ -59,28 +67,21 @@ def fit_scale(x: Float32, observed: Bool, kind: ScalerKind = "standard") -> tupl
     for c in range(x.shape[1]):
         values = x[observed[:, c], c].astype(np.float64)
         if len(values):
-            loc[c], scale[c] = _location_and_scale(values, kind)
+            loc[c], spread = _location_and_spread(values, kind)
+            at_rest = spread == 0 or (fleet is not None and spread < _AT_REST * fleet[c])
+            scale[c] = _scale_at_rest(values, fleet[c] if fleet is not None else 1.0) if at_rest else spread
     return loc, scale
 
 
 def deviation(values: Float64) -> float:
-    """Return the standard deviation of a channel's readings, at least that of its resolution; 0: it never moves.
-
-    Readings that come in steps of q are known to q / sqrt(12), the deviation of their rounding [1]: to a channel that
-    rarely leaves its place by one step, each such step is not dozens of deviations. Readings that differ by a few
-    steps of float32 at their level are the same one. Nothing here knows a unit: twice the readings have twice the
-    deviation.
+    """Return the standard deviation of a channel's readings; 0 if they differ by a few steps of float32 at most.
 
     Parameters
     ----------
     values : (n,) float64, n > 0, as float32 holds them.
-
-    References
-    ----------
-    [1] Widrow & Kollár, "Quantization noise", Cambridge University Press, 2008.
     """
     std = float(values.std())
-    return max(std, _resolution(values)) if std > _rounding(values) else 0.0
+    return std if std > _rounding(values) else 0.0
 
 
 def _rounding(values: Float64) -> float:
@@ -88,21 +89,17 @@ def _rounding(values: Float64) -> float:
     return _SAME * float(np.spacing(np.float32(np.abs(values).max())))
 
 
-def _resolution(values: Float64) -> float:
-    """Return the deviation of rounding to the smallest step between two readings; 0: the steps are those of float32."""
-    steps = np.diff(np.unique(values))
-    steps = steps[steps > _rounding(values)]
-    return float(steps.min()) / math.sqrt(12) if len(steps) else 0.0
-
-
-def _location_and_scale(values: Float64, kind: ScalerKind) -> tuple[float, float]:
-    center, spread = float(values.mean()), deviation(values)
+def _location_and_spread(values: Float64, kind: ScalerKind) -> tuple[float, float]:
+    """Return where a channel is and how it moves; 0: it does not."""
     if kind == "robust":
         center = float(np.median(values))
         mad = MAD_TO_STD * float(np.median(np.abs(values - center)))
-        if mad > _rounding(values):
-            spread = max(mad, _resolution(values))
-    return center, spread or max(1.0, _STILL * _rounding(values))
+        return center, mad if mad > _rounding(values) else deviation(values)
+    return float(values.mean()), deviation(values)
+
+
+def _scale_at_rest(values: Float64, fleet: float) -> float:
+    return max(fleet, _STILL * _rounding(values))
 
 
 @njit(nogil=True, cache=True)

@@ -109,7 +109,7 @@ def test_another_seed_gives_other_weights(bundle):
     assert np.array_equal(tensors_of(other, "north")["m0.components"], tensors_of(bundle, "north")["m0.components"])
 
 
-def test_the_weights_of_a_group_do_not_depend_on_other_assets(bundle):
+def test_the_weights_of_a_group_whose_channels_move_do_not_depend_on_other_assets(bundle):
     fewer = fit_bundle([FLEET[0], FLEET[2]], quick())
     assert same(tensors_of(fewer, "north"), tensors_of(bundle, "north"))
     assert not same(tensors_of(fewer, POOL), tensors_of(bundle, POOL))

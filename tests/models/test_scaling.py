@@ -93,14 +93,21 @@ def test_the_unit_of_a_channel_makes_no_difference(exponent, kind, rare, level):
     assert (other_loc[0], other_scale[0]) == (np.ldexp(loc[0], exponent), np.ldexp(scale[0], exponent))
 
 
-def test_a_channel_that_rarely_moves_is_not_stretched_past_its_steps():
-    x = np.zeros((10_000, 1), np.float32)
-    x[[70, 4000]] = 0.25
-    _, scale = fit_scale(x, all_seen(x))
-    assert scale[0] == pytest.approx(0.25 / math.sqrt(12))
-    x[5000:5400] = 1.75  # by steps of 0.25 still, and often
-    _, scale = fit_scale(x, all_seen(x))
-    assert scale[0] == np.float32(x.astype(np.float64).std())
+@pytest.mark.parametrize("kind", ["standard", "robust"])
+def test_a_channel_at_rest_takes_the_scale_of_the_fleet(kind):
+    moves = np.random.default_rng(3).normal(101_325, 50, (2000, 3))
+    x = (101_325 + (moves - 101_325) * [1, 0.5, 0.001]).astype(np.float32)
+    _, alone = fit_scale(x, all_seen(x), kind)
+    _, spread = fit_scale(x, all_seen(x), kind, np.full(3, 50, np.float32))
+    np.testing.assert_array_equal(spread[:2], alone[:2])
+    assert alone[2] == pytest.approx(0.05, rel=0.2)
+    assert spread[2] == 50
+
+
+def test_a_channel_that_never_moved_on_an_asset_is_judged_by_how_it_moves_on_others():
+    x = column(5, 5, 5)
+    loc, spread = fit_scale(x, all_seen(x), fleet=np.array([0.3], np.float32))
+    assert (loc[0], spread[0]) == (5, np.float32(0.3))
 
 
 @pytest.mark.parametrize("kind", ["standard", "robust"])
@@ -114,7 +121,7 @@ def test_a_channel_that_moves_by_its_last_digit_only_is_not_stretched(level, kin
     assert np.abs(scale(x, all_seen(x), loc, spread, 3.0)).max() <= 0.1
 
 
-def test_a_channel_that_never_moves_keeps_unit_scale():
+def test_a_channel_that_never_moves_anywhere_keeps_unit_scale():
     x = column(5, 5, 5)
     loc, spread = fit_scale(x, all_seen(x))
     assert (loc[0], spread[0]) == (5, 1)
