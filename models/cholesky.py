@@ -26,16 +26,29 @@ def solve_positive(a: Float64, b: Float64) -> None:
     a : (n, n), symmetric positive definite; only the upper triangle is read.
     b : (n,)
     """
-    n = len(b)
+    factorise(a)
+    substitute(a, b)
+
+
+@njit(nogil=True, cache=True)
+def factorise(a: Float64) -> None:
+    """Put U in the place of A = U'U, (n, n); only the upper triangles count."""
+    n = len(a)
     for j in range(n):  # row by row: the inner loops run along rows, and from 0, so that they are vectorised
         row = a[j, j:]
         row /= np.sqrt(max(row[0], _LEAST_PIVOT))
         for i in range(j + 1, n):
             add_scaled(a[i, i:], -row[i - j], row[i - j :])
+
+
+@njit(nogil=True, cache=True)
+def substitute(u: Float64, b: Float64) -> None:
+    """Solve U'U x = b for x, which takes the place of b, (n,)."""
+    n = len(b)
     for j in range(n):
-        b[j] /= a[j, j]
-        add_scaled(b[j + 1 :], -b[j], a[j, j + 1 :])
+        b[j] /= u[j, j]
+        add_scaled(b[j + 1 :], -b[j], u[j, j + 1 :])
     for j in range(n - 1, -1, -1):
         for k in range(j + 1, n):
-            b[j] -= a[j, k] * b[k]
-        b[j] /= a[j, j]
+            b[j] -= u[j, k] * b[k]
+        b[j] /= u[j, j]

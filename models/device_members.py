@@ -50,8 +50,7 @@ class DeviceMember:
         self.signature = signature_of(bundle, group, index)
         self._fitted = fitted_aggregation(bundle, group, index)
         if self._pca:
-            found = principal(bundle, group, index)
-            self._on_host = tuple(tensor.numpy() for tensor in (found.mean, found.components, found.ridge))
+            self._on_host = principal(bundle, group, index).on_host()
 
     def compare(self, x: Tensor, last: Tensor, into: Tensor) -> None:
         """Score windows as if they had no gaps: (B, R * C), their last rows (B, C), into (2, B, C)."""

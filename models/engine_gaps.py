@@ -9,8 +9,8 @@ V_o V_o' of the observed readings in place of I - U'U where those are the fewer)
 
     t = y + A^-1 U' (I - U A^-1 U')^-1 U y,   A = I + R, y = A^-1 V (x - mean)     (Sherman-Morrison-Woodbury).
 
-All in float64: where little is observed, these are close to singular. Every window is solved by itself, so its bits do
-not depend on the batch.
+All in float64: where little is observed, these are close to singular. Every window is worked on by itself, so its bits
+do not depend on the batch; those that follow one another with one mask share its factor.
 
 Legend: n windows, D readings a window, k components.
 """
@@ -20,13 +20,13 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from models.cholesky import add_scaled, solve_positive
+from models.cholesky import add_scaled, factorise, substitute
 from pipeline.values import Bool, Float32, Float64
 
 
 @njit(nogil=True, cache=True)
 def reconstruct_holed(
-    x: Float32, observed: Bool, mean: Float32, components: Float32, ridge: Float64, last: int, out: Float32
+    x: Float32, observed: Bool, mean: Float32, loadings: Float32, ridge: Float64, last: int, out: Float32
 ) -> None:
     """Reconstruct the last readings of windows from what was observed of them.
 
@@ -35,22 +35,23 @@ def reconstruct_holed(
     x : (n, D), scaled.
     observed : (n, D)
     mean : (D,)
-    components : (k, D), orthonormal rows.
+    loadings : (D, k), orthonormal columns.
     ridge : (k,) float64, noise / variance.
     last : how many readings to reconstruct, counted from the end.
     out : (n, last), written.
     """
-    k, readings = components.shape
-    first = readings - last
-    loadings = np.ascontiguousarray(components.T)
-    found = np.empty(k, np.float64)
-    rebuilt = np.empty(last, np.float64)
-    for i in range(x.shape[0]):
-        solve_scores(x[i], observed[i], mean, loadings, ridge, found)
+    first, k = len(loadings) - last, loadings.shape[1]
+    components = np.ascontiguousarray(loadings[first:].T)
+    found, rebuilt = np.empty(k), np.empty(last)
+    for i in range(len(x)):
+        _project(x[i], observed[i], mean, loadings, found)
+        if i == 0 or not _same(observed[i], observed[i - 1]):
+            system = _system(observed[i], loadings, ridge)
+        _solve(system, ridge, found)
         for j in range(last):
             rebuilt[j] = mean[first + j]
         for c in range(k):
-            add_scaled(rebuilt, found[c], components[c, first:])
+            add_scaled(rebuilt, found[c], components[c])
         for j in range(last):
             out[i, j] = np.float32(rebuilt[j])
 
@@ -58,44 +59,75 @@ def reconstruct_holed(
 @njit(nogil=True, cache=True)
 def solve_scores(x: Float32, observed: Bool, mean: Float32, loadings: Float32, ridge: Float64, found: Float64) -> None:
     """Write the scores (k,) of one window with gaps, (D,), into `found`; `loadings` is (D, k)."""
+    _project(x, observed, mean, loadings, found)
+    _solve(_system(observed, loadings, ridge), ridge, found)
+
+
+@njit(nogil=True, cache=True)
+def _project(x: Float32, observed: Bool, mean: Float32, loadings: Float32, found: Float64) -> None:
+    """Write V (x - mean), hidden readings left out, into `found` (k,): added up reading by reading, four in a pass."""
     readings, k = loadings.shape
     found[:] = 0.0
-    for j in range(readings):
-        if observed[j]:
-            add_scaled(found, np.float64(x[j]) - np.float64(mean[j]), loadings[j])
+    whole = readings - readings % 4
+    for j in range(0, whole, 4):
+        a, b = _centred(x, observed, mean, j), _centred(x, observed, mean, j + 1)
+        c, d = _centred(x, observed, mean, j + 2), _centred(x, observed, mean, j + 3)
+        for t in range(k):
+            found[t] = (
+                found[t] + a * loadings[j, t] + b * loadings[j + 1, t] + c * loadings[j + 2, t] + d * loadings[j + 3, t]
+            )
+    for j in range(whole, readings):
+        add_scaled(found, _centred(x, observed, mean, j), loadings[j])
+
+
+@njit(nogil=True, cache=True)
+def _centred(x: Float32, observed: Bool, mean: Float32, j: int) -> float:
+    return np.float64(x[j]) - np.float64(mean[j]) if observed[j] else 0.0
+
+
+@njit(nogil=True, cache=True)
+def _same(mask: Bool, other: Bool) -> bool:
+    unlike = 0
+    for j in range(len(mask)):
+        unlike += mask[j] != other[j]
+    return unlike == 0
+
+
+@njit(nogil=True, cache=True)
+def _system(observed: Bool, loadings: Float32, ridge: Float64) -> tuple[Float64, Float64]:
+    """Return what solves windows with this mask: U' (k, h) or, where components are solved for, nothing; a factor."""
+    readings, k = loadings.shape
     hidden = np.flatnonzero(~observed)
     if len(hidden) < k:
-        _solve_hidden(loadings[hidden].astype(np.float64), ridge, found)
-    elif 2 * len(hidden) < readings:
-        _solve_components(loadings[hidden].astype(np.float64), -1.0, 1.0 + ridge, found)
-    else:
-        _solve_components(loadings[observed].astype(np.float64), 1.0, ridge, found)
-
-
-@njit(nogil=True, cache=True)
-def _solve_components(rows: Float64, sign: float, diagonal: Float64, found: Float64) -> None:
-    """Solve (diag(diagonal) + sign rows'rows) t = found for t (k,), in place; `rows` is (m, k)."""
-    k = len(found)
-    square = np.diag(diagonal)
-    for p in range(len(rows)):
+        across = np.ascontiguousarray(loadings[hidden].astype(np.float64).T)
+        square = np.eye(len(hidden))
         for c in range(k):
-            add_scaled(square[c, c:], sign * rows[p, c], rows[p, c:])
-    solve_positive(square, found)
+            for p in range(len(hidden)):
+                add_scaled(square[p, p:], -across[c, p] / (1.0 + ridge[c]), across[c, p:])
+    else:
+        few = 2 * len(hidden) < readings
+        rows, sign = loadings[hidden if few else np.flatnonzero(observed)].astype(np.float64), -1.0 if few else 1.0
+        across, square = np.empty((k, 0)), np.diag(1.0 + ridge if few else ridge)
+        for p in range(len(rows)):
+            for c in range(k):
+                add_scaled(square[c, c:], sign * rows[p, c], rows[p, c:])
+    factorise(square)
+    return across, square
 
 
 @njit(nogil=True, cache=True)
-def _solve_hidden(hidden: Float64, ridge: Float64, found: Float64) -> None:
-    """Solve the h by h system. `hidden` is U (h, k); `found` holds V (x - mean), then t."""
-    h, k = hidden.shape
-    across = np.ascontiguousarray(hidden.T)
-    square = np.eye(h)
+def _solve(system: tuple[Float64, Float64], ridge: Float64, found: Float64) -> None:
+    """Solve for t, (k,), in place of V (x - mean)."""
+    across, factor = system
+    k, h = across.shape
+    if len(factor) == k:
+        substitute(factor, found)
+        return
     z = np.zeros(h, np.float64)
     for c in range(k):
         found[c] /= 1.0 + ridge[c]
         add_scaled(z, found[c], across[c])
-        for p in range(h):
-            add_scaled(square[p, p:], -across[c, p] / (1.0 + ridge[c]), across[c, p:])
-    solve_positive(square, z)
+    substitute(factor, z)
     for c in range(k):
         for p in range(h):
             found[c] += across[c, p] * z[p] / (1.0 + ridge[c])

@@ -55,17 +55,20 @@ class PcaMember:
         # In float32 always: residuals of components are small differences, and cheap.
         self._chain = linear_chain([project, back], space, reduced=False)
         self.shapes = self._chain.shapes
-        self._on_host = [tensor.numpy() for tensor in (found.mean, found.components, found.ridge)]
+        self._on_host = found.on_host()
 
     def expect(self, x: Tensor) -> Tensor:
         """Project fully observed windows, and back: x -> V'(V(x - mean)) + mean."""
         return self._chain.expect(x)
 
-    def expect_holed(self, x: Tensor, observed: Tensor) -> Tensor:
-        """Reconstruct windows with gaps, (B, D), from their observed readings, (B, D) bool; on the host."""
-        rows = (np.ascontiguousarray(tensor.cpu().numpy()) for tensor in (x, observed))
-        out = np.empty((len(x), self._last), np.float32)
-        reconstruct_holed(*rows, *self._on_host, self._last, out)
+    def expect_holed(self, x: Tensor, observed: Tensor, real: int) -> Tensor:
+        """Reconstruct windows with gaps, (B, D), from their observed readings, (B, D) bool; on the host.
+
+        The first `real` ones: others only fill the batch up, and come back as zeros.
+        """
+        rows = (np.ascontiguousarray(tensor[:real].cpu().numpy()) for tensor in (x, observed))
+        out = np.zeros((len(x), self._last), np.float32)
+        reconstruct_holed(*rows, *self._on_host, self._last, out[:real])
         return torch.from_numpy(out).to(x.device)
 
 

@@ -117,9 +117,9 @@ class Scorer:
             x.copy_(windows[self._sent(holed[pick])])
             seen = self._sent(observed[pick])
             member = self._member
-            back = member.expect_holed(x, seen) if isinstance(member, PcaMember) else member.expect(x)
-            results = self._compare(back, x, seen, torch.empty_like(self._results[:, :shape]))
             real = min(shape, len(holed) - at)
+            back = member.expect_holed(x, seen, real) if isinstance(member, PcaMember) else member.expect(x)
+            results = self._compare(back, x, seen, torch.empty_like(self._results[:, :shape]))
             self._results[:, self._sent(holed[pick[:real]])] = results[:, :real]
 
     def _compare(self, reconstruction: Tensor, x: Tensor, observed: Tensor | None, into: Tensor) -> Tensor:

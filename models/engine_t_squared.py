@@ -66,8 +66,8 @@ class TSquared:
         self._share_of_t = 1.0 if statistic == "t2" else 1.0 / t_limit
         self._first, self._rows = first, spec.window
         found = principal(bundle, group, index)
-        loadings = found.components.t().contiguous()
-        self._model = tuple(tensor.numpy() for tensor in (found.mean, loadings, found.variance, found.ridge))
+        mean, loadings, ridge = found.on_host()
+        self._model = (mean, loadings, found.variance.numpy(), ridge)
 
     def errors(self, chunk: Chunk, k: int, q: Float64, residual: Float32, weight: Float32) -> Float64:
         """Return the errors (k,) of the first k windows, and write each channel's part of them into `residual`.

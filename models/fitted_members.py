@@ -18,7 +18,7 @@ from models.aggregation import FITTED, check_fitted
 from models.autoencoders import Autoencoder, load_module
 from pipeline.bundle import Bundle
 from pipeline.errors import BundleError
-from pipeline.values import Float64
+from pipeline.values import Float32, Float64
 
 _LEAST_RIDGE = 1e-5  # many times what float32 leaves of the orthogonality of components; below it gaps are ill-posed
 _AGGREGATION = "agg."
@@ -31,6 +31,10 @@ class Principal(NamedTuple):
     components: Tensor  # (k, D) float32, orthonormal rows
     variance: Tensor  # (k,) float64
     ridge: Tensor  # (k,) float64, noise / variance
+
+    def on_host(self) -> tuple[Float32, Float32, Float64]:
+        """Return mean (D,), loadings (D, k) and ridge (k,), as `models.engine_gaps` takes them."""
+        return self.mean.numpy(), self.components.t().contiguous().numpy(), self.ridge.numpy()
 
 
 def signature_of(bundle: Bundle, group: int, index: int) -> tuple[object, ...]:

@@ -13,8 +13,8 @@ def model(readings, k, noise=0.3, seed=0):
 
 def rebuilt(pca, x, observed, last):
     out = np.empty((len(x), last), np.float32)
-    mean, components = pca.mean.astype(np.float32), pca.components.astype(np.float32)
-    reconstruct_holed(x, observed, mean, components, pca.noise / pca.variance, last, out)
+    mean, loadings = pca.mean.astype(np.float32), np.array(pca.components.T, np.float32, order="C")
+    reconstruct_holed(x, observed, mean, loadings, pca.noise / pca.variance, last, out)
     return out
 
 
@@ -30,6 +30,17 @@ def test_windows_with_gaps_are_rebuilt_as_the_model_defines_it(hidden, noise, to
     want = reconstruct(pca, scores(pca, x, observed))
     np.testing.assert_allclose(rebuilt(pca, x, observed, 40), want, rtol=tolerance, atol=tolerance)
     np.testing.assert_array_equal(rebuilt(pca, x, observed, 8), rebuilt(pca, x, observed, 40)[:, 32:])
+
+
+@pytest.mark.parametrize("readings", [40, 41, 42, 43])
+def test_a_window_has_the_same_bits_alone_and_among_others(readings):
+    pca, random = model(readings, 5), np.random.default_rng(readings)
+    x = (3 * random.normal(size=(60, readings))).astype(np.float32)
+    masks = random.random((7, readings)) < np.linspace(0.3, 0.99, 7)[:, None]
+    observed = masks[np.sort(random.integers(0, 7, 60))]
+    alone = np.concatenate([rebuilt(pca, x[i : i + 1], observed[i : i + 1], 9) for i in range(60)])
+    for n in (60, 33, 16, 8, 7):
+        np.testing.assert_array_equal(rebuilt(pca, x[:n], observed[:n], 9), alone[:n])
 
 
 def test_what_stands_where_nothing_was_observed_says_nothing():
