@@ -15,8 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from connectors.kafka_client import Client, Member
-from connectors.kafka_source import KnownPartitions
-from pipeline.errors import ConfigError
+from connectors.kafka_source import KnownPartitions, checked_start, start_offsets
 from pipeline.values import Place, Polled
 
 log = logging.getLogger(__name__)
@@ -52,9 +51,7 @@ class KafkaGroupSource:
         start: str = "earliest",
         max_bytes: int = 32 << 20,
     ) -> None:
-        if start not in ("earliest", "latest"):
-            raise ConfigError("kafka.start", start, "earliest or latest")
-        self._start = start
+        self._start = checked_start(start)
         self._max_bytes = max_bytes
         self._known = KnownPartitions(client, topics)
         self._mine: set[Place] = set()
@@ -79,8 +76,7 @@ class KafkaGroupSource:
         """Let a partition go on at an offset; None: where `start` says. One that was lost meanwhile stays lost."""
         place = (topic, partition)
         if offset is None:
-            ask = self._consumer.first_offsets if self._start == "earliest" else self._consumer.end_offsets
-            offset = ask([place], _ANSWER_S)[place]
+            offset = start_offsets(self._consumer, [place], self._start)[place]
         with self._lock:
             if place in self._mine:
                 self._consumer.begin(topic, partition, offset)
@@ -138,8 +134,10 @@ class KafkaGroupSource:
         """
         place = (polled.topic, polled.partition)
         known = int(np.searchsorted(polled.offset, self._next[place]))
-        if known:
-            log.warning("%s[%d] was read again from %d on, at %d", *place, polled.offset[0], self._next[place])
+        if not known:
+            self._next[place] = polled.position
+            return polled
+        log.warning("%s[%d] was read again from %d on, at %d", *place, polled.offset[0], self._next[place])
         if known == len(polled):
             self._consumer.seek(*place, self._next[place])
         else:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from connectors.kafka_client import Client, missing_topic, out_of_range
+from connectors.kafka_client import Client, Consumer, missing_topic, out_of_range
 from pipeline.errors import ConfigError, StateError
 from pipeline.values import Place, Polled
 
@@ -45,15 +45,11 @@ class KafkaSource:
     ) -> None:
         if not 0 <= slot < slots:
             raise ConfigError("kafka.slot", slot, f"from 0 to {slots - 1}, because kafka.slots = {slots}")
-        if start not in ("earliest", "latest"):
-            raise ConfigError("kafka.start", start, "earliest or latest")
-        self._client = client
-        self._topics = list(topics)
-        self._start = start
+        self._start = checked_start(start)
         self._max_bytes = max_bytes
         self._known = KnownPartitions(client, topics)
         counts = self._known.counts
-        self._places = [(t, p) for t in self._topics for p in range(counts[t]) if p % slots == slot]
+        self._places = [(t, p) for t in topics for p in range(counts[t]) if p % slots == slot]
         if not self._places:
             fix = f"no partition is left for it: the topics have {max(counts.values())}; use fewer slots"
             raise ConfigError("kafka.slot", slot, fix)
@@ -121,10 +117,27 @@ class KafkaSource:
     def _assign(self) -> None:
         """Assign all partitions at once, when the first poll knows where each of them goes on."""
         unsought = [place for place in self._places if place not in self._sought]
-        ask = self._consumer.first_offsets if self._start == "earliest" else self._consumer.end_offsets
-        starts = ask(unsought, _ANSWER_S) if unsought else {}
+        starts = start_offsets(self._consumer, unsought, self._start) if unsought else {}
         self._consumer.assign({place: self._sought.get(place, starts.get(place, 0)) for place in self._places})
         self._assigned = True
+
+
+def checked_start(start: str) -> str:
+    """Return `start` if it is one.
+
+    Raises
+    ------
+    ConfigError : it is neither `earliest` nor `latest`.
+    """
+    if start not in ("earliest", "latest"):
+        raise ConfigError("kafka.start", start, "earliest or latest")
+    return start
+
+
+def start_offsets(consumer: Consumer, places: Sequence[Place], start: str) -> dict[Place, int]:
+    """Return where partitions start that are not sought to."""
+    ask = consumer.first_offsets if start == "earliest" else consumer.end_offsets
+    return ask(places, _ANSWER_S)
 
 
 class KnownPartitions:

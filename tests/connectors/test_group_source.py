@@ -74,3 +74,14 @@ def test_what_a_client_reads_again_is_left_out_and_it_is_told_where_to_go_on():
     assert [p.value for p in source.poll(10, 0.0)] == [[b"3", b"4"]]
     (again,) = source.poll(10, 0.0)
     assert (again.value, again.offset.tolist(), again.position) == ([b"5"], [5], 6)
+
+
+def test_what_is_all_new_is_handed_on_as_it_came():
+    consumer, source = opened()
+    consumer.given([ONE])
+    source.seek(*ONE, 3)
+    came = messages(*ONE, [b"3", b"4"], first=3)
+    consumer.polls = [[came], [messages(*ONE, [b"4"], first=4)]]
+    (polled,) = source.poll(10, 0.0)
+    assert polled is came
+    assert source.poll(10, 0.0) == []
