@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from pipeline.errors import SchemaError
-from pipeline.values import Alert, DeadLetter, Position, TopChannel
+from pipeline.values import Alert, DeadLetter, Place, Polled, Position, TopChannel
 
 SCHEMA_VERSION: Final = 1
 Headers = list[tuple[str, bytes]]
@@ -178,6 +178,27 @@ def decode_alert(body: bytes) -> Alert:
         config_id=r.config_id,
         evidence=Position(r.evidence.topic, r.evidence.partition, r.evidence.offset, r.evidence.row),
     )
+
+
+def decode_polled(polled: Polled) -> list[Alert]:
+    """Return the alerts that were read of an alerts topic, one a message.
+
+    Raises
+    ------
+    SchemaError : a message is no alert; says which.
+    """
+    found = []
+    for offset, value in zip(polled.offset.tolist(), polled.value, strict=True):
+        try:
+            found.append(decode_alert(value or b""))
+        except SchemaError as error:
+            raise SchemaError(f"{message_place((polled.topic, polled.partition), offset)}: {error}") from None
+    return found
+
+
+def message_place(place: Place, offset: int) -> str:
+    """Return where a message is, for an error."""
+    return f"topic {place[0]!r}, partition {place[1]}, offset {offset}"
 
 
 def encode_dead_letter(dead: DeadLetter) -> bytes:

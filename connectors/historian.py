@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 import pyarrow as pa
 
-from connectors.alert_json import decode_alert
+from connectors.alert_json import decode_polled, message_place
 from connectors.history_files import RangeFiles, Step, before, feed_folder, from_, log_name
 from connectors.history_tables import ALERTS, Dataset, alerts_table, datasets, rows_table, scores_table
 from connectors.kafka_client import Committed
@@ -185,14 +185,8 @@ class Historian:
 
     def _take_alerts(self, polled: Polled) -> None:
         place = (polled.topic, polled.partition)
-        found = []
-        for offset, value in zip(polled.offset.tolist(), polled.value, strict=True):
-            try:
-                alert = decode_alert(value or b"")
-            except SchemaError as error:
-                raise SchemaError(f"{_where(place, offset)}: {error}") from None
-            if alert.feed == self._logs.feed:
-                found.append((offset, alert))
+        read = zip(polled.offset.tolist(), decode_polled(polled), strict=True)
+        found = [(offset, alert) for offset, alert in read if alert.feed == self._logs.feed]
         table = alerts_table([alert for _, alert in found], [offset for offset, _ in found])
         waiting = self._wait(place, log_name(*place), Dataset("alerts", ALERTS, "position"), _ALERTS_PER_FILE)
         waiting.add(table, int(polled.offset[0]), polled.position)
@@ -219,14 +213,14 @@ class Historian:
         try:
             record = decode_scores(value or b"")
         except SchemaError as error:
-            raise SchemaError(f"{_where(place, offset)}: {error}") from None
+            raise SchemaError(f"{message_place(place, offset)}: {error}") from None
         theirs = (record.feed, record.scored.topic, record.scored.partition)
         ours = (self._logs.feed, self._logs.input, place[1])
         if theirs != ours:
             raise StateError(
-                f"{_where(place, offset)}: scores of feed {theirs[0]!r}, topic {theirs[1]!r}, partition {theirs[2]}: "
-                f"this is the historian of feed {ours[0]!r}, topic {ours[1]!r}. Give each feed a kafka.scores_topic of "
-                "its own"
+                f"{message_place(place, offset)}: scores of feed {theirs[0]!r}, topic {theirs[1]!r}, partition "
+                f"{theirs[2]}: this is the historian of feed {ours[0]!r}, topic {ours[1]!r}. Give each feed a "
+                "kafka.scores_topic of its own"
             )
         return record
 
@@ -273,7 +267,3 @@ def _next(note: str) -> int:
             f"the position in the scores topic was not committed by midwatch (its note is {note!r}): delete the "
             "group's offsets; what is there is then read again, and put in the place of itself"
         ) from None
-
-
-def _where(place: Place, offset: int) -> str:
-    return f"topic {place[0]!r}, partition {place[1]}, offset {offset}"

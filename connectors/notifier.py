@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 
-from connectors.alert_json import decode_alert
+from connectors.alert_json import decode_polled
 from connectors.kafka_client import Committed
 from connectors.kafka_follow import Follower
-from pipeline.errors import SchemaError
 from pipeline.protocols import Sink
-from pipeline.values import Alert, Polled
+from pipeline.values import Alert
 
 
 class Notifier:
@@ -53,7 +52,7 @@ class Notifier:
 
     def _read(self, max_rows: int, timeout_s: float) -> None:
         for polled in self._follower.poll(max_rows, timeout_s):
-            for alert in _alerts(polled):
+            for alert in decode_polled(polled):
                 if alert.seq <= self._seen.get(alert.id, -1):
                     self.counts["again"] += 1
                     continue
@@ -62,14 +61,3 @@ class Notifier:
                 self._untaken.append(alert)
         while len(self._seen) > self._most:
             self._seen.popitem(last=False)
-
-
-def _alerts(polled: Polled) -> list[Alert]:
-    found = []
-    for offset, value in zip(polled.offset.tolist(), polled.value, strict=True):
-        try:
-            found.append(decode_alert(value or b""))
-        except SchemaError as error:
-            where = f"topic {polled.topic!r}, partition {polled.partition}, offset {offset}"
-            raise SchemaError(f"{where}: {error}") from None
-    return found
