@@ -13,12 +13,14 @@ from jobs.stopping import until_signal
 from pipeline.errors import ConfigError, SinkUnavailable
 
 if TYPE_CHECKING:
+    from connectors.kafka_follow import KafkaFollower
     from connectors.notifier import Notifier
     from jobs.console import Console
     from jobs.settings import Settings
 
 _POLL_S = 0.2
 _COMMIT_S = 1.0
+_TELL_S = 10.0
 _AGAIN_S = 5.0  # how long a sink that does not take alerts is left alone
 
 
@@ -41,12 +43,12 @@ def notify(settings: Settings, console: Console) -> Counter[str]:
         closing(TeeSink(list(build.file_sinks(only_alerts, console).values()))) as sink,
     ):
         notifier = Notifier(follower, sink)
-        _follow(notifier, settings.run.max_rows, console)
+        _follow(notifier, follower, settings.run.max_rows, console)
     return notifier.counts + follower.counts
 
 
-def _follow(notifier: Notifier, max_rows: int, console: Console) -> None:
-    committed = time.monotonic()
+def _follow(notifier: Notifier, follower: KafkaFollower, max_rows: int, console: Console) -> None:
+    committed = said = time.monotonic()
     with until_signal() as stopped:
         while not stopped():
             try:
@@ -54,10 +56,22 @@ def _follow(notifier: Notifier, max_rows: int, console: Console) -> None:
             except SinkUnavailable as error:
                 console.warn(f"alerts are kept and offered again: {error}")
                 _wait(stopped, _AGAIN_S)
-            if time.monotonic() - committed >= _COMMIT_S:
-                committed = time.monotonic()
+            now = time.monotonic()
+            if now - committed >= _COMMIT_S:
+                committed = now
                 notifier.commit()
+            if now - said >= _TELL_S:
+                said = now
+                _tell(notifier, follower, console)
         notifier.commit()
+    _tell(notifier, follower, console)
+
+
+def _tell(notifier: Notifier, follower: KafkaFollower, console: Console) -> None:
+    c = notifier.counts
+    console.say(f"{c['alerts']} alerts handed on, {c['again']} that came again left out")
+    if lost := follower.counts["lost"]:
+        console.warn(f"{lost} messages had aged out before they were read: their alerts are told to nobody")
 
 
 def _wait(stopped: Callable[[], bool], seconds: float) -> None:

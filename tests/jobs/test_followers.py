@@ -1,7 +1,13 @@
-"""What `historian` and `notify` refuse before they connect, and who writes the history."""
+"""What `historian` and `notify` refuse before they connect, what is told of an end, and who writes the history."""
+
+import signal
+from collections import Counter
 
 import pytest
+from follow_cases import MemoryFollower, Topics
+from io_cases import an_alert
 
+from connectors.alert_json import encode_alert
 from jobs import build
 from jobs.console import Console
 from jobs.historian import historian
@@ -55,3 +61,33 @@ def test_the_watch_writes_the_history_unless_a_historian_does(tmp_path, flags, w
     assert (history is not None) == writes
     if history is not None:
         history.close()
+
+
+class UntilRead(MemoryFollower):
+    """Ends the program that follows once everything was read."""
+
+    def __init__(self, topics, lost):
+        super().__init__(topics)
+        self.counts = Counter(lost=lost)
+
+    def poll(self, max_rows, timeout_s):
+        found = super().poll(max_rows, timeout_s)
+        if not found:
+            signal.raise_signal(signal.SIGTERM)
+        return found
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("lost", [0, 7])
+def test_a_notifier_tells_what_it_handed_on_what_came_again_and_what_was_lost(tmp_path, monkeypatch, capsys, lost):
+    log = Topics()
+    log.add("alerts", 0, [encode_alert(an_alert(*key)) for key in (("a", 0), ("a", 0), ("b", 0), ("a", 1))])
+    monkeypatch.setattr(build, "follower_of", lambda settings, name, options: UntilRead(log, lost))
+    sinks = {"sinks__alerts": str(tmp_path / "alerts.ndjson")}
+    counts = notify(settings=settings(tmp_path, **sinks), console=Console())
+    assert counts == Counter(alerts=3, again=1, lost=lost)
+    said = capsys.readouterr().err
+    assert "3 alerts handed on, 1 that came again left out" in said
+    assert ("7 messages had aged out before they were read" in said) == (lost == 7)
