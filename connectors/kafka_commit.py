@@ -43,7 +43,6 @@ class KafkaCommitter:
     snapshot_every : K; an asset is saved in full in one of K commits after it changed, and what changed in each commit
         is kept for K commits. 1: in full in every commit.
     resume : where the committed offset has expired, go on where the state says.
-    config_id : of the running configuration, noted beside every offset.
     scores : where the verdicts of each batch go, if anywhere.
     max_record_bytes : records above this are refused (state, alerts) or cut (dead letters, changes).
     commit_timeout_s : what a commit may take; some seconds later the process is ended.
@@ -70,7 +69,6 @@ class KafkaCommitter:
         group_metadata: Callable[[], Any] | None = None,
         snapshot_every: int = 1,
         resume: bool = False,
-        config_id: str = "",
         scores: ScoresTopic | None = None,
         max_record_bytes: int = 1_000_000,
         commit_timeout_s: float = 15.0,
@@ -83,7 +81,6 @@ class KafkaCommitter:
         self._dead_topic = dead_topic
         self._state_topics = dict(state_topics)
         self._every = snapshot_every
-        self._config_id = config_id
         self._scores = scores
         self._max_record_bytes = max_record_bytes
         self._commit_timeout_s = commit_timeout_s
@@ -147,7 +144,7 @@ class KafkaCommitter:
             return
         records = self._records(batch, counts)
         offsets = {
-            place: Committed(position, msgspec.json.encode(OffsetNote(counts[place].n, self._config_id)).decode())
+            place: Committed(position, msgspec.json.encode(OffsetNote(counts[place].n)).decode())
             for place, position in batch.positions.items()
         }
         try:

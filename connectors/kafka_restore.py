@@ -26,10 +26,9 @@ _ENDING_S: Final = 10.0  # for a transaction to be ended
 
 
 class OffsetNote(msgspec.Struct, frozen=True):
-    """What is kept beside a committed offset: the commit's number, and the configuration that made it."""
+    """What is kept beside a committed offset: the commit's number."""
 
     n: int
-    config: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,13 +78,11 @@ def _file_tail(settings: Settings) -> Iterator[Any]:
 
 def _kafka_tail(settings: Settings) -> Iterator[Any]:
     from connectors.alert_json import decode_alert
-    from connectors.kafka_client import connect
     from connectors.kafka_source import KafkaSource
-    from jobs.config.specs import kafka_settings
+    from jobs.build import kafka_client
 
     k = settings.kafka
-    client = connect(kafka_settings(settings), k.client)
-    source = KafkaSource(client, [k.alerts_topic], f"{k.group}-tail", start="latest")
+    source = KafkaSource(kafka_client(settings), [k.alerts_topic], f"{k.group}-tail", start="latest")
     while True:
         for polled in source.poll(500, _TAIL_S):
             yield from (decode_alert(value) for value in polled.value if value is not None)

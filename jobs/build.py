@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from jobs import failpoints
 from jobs.config import specs
-from jobs.settings import config_id
 from models.registry import Registry
 from pipeline.chain import Chain
 from pipeline.errors import ConfigError
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from connectors.history import ParquetHistory
+    from connectors.kafka_client import Client
     from connectors.kafka_follow import KafkaFollower
     from connectors.scores_topic import ScoresTopic
     from jobs.console import Console
@@ -113,14 +113,21 @@ def file_source(settings: Settings, path: Path | None = None) -> tuple[Source, F
     return source, mapping
 
 
+def kafka_client(settings: Settings) -> Client:
+    """Return a client of the configured brokers; nothing is connected to yet."""
+    from connectors.kafka_client import connect
+
+    return connect(specs.kafka_settings(settings), settings.kafka.client)
+
+
 def _kafka_feed(settings: Settings) -> Feed:
-    from connectors.kafka_client import Member, connect
+    from connectors.kafka_client import Member
     from connectors.kafka_commit import KafkaCommitter, transactional_id
     from connectors.kafka_group_source import KafkaGroupSource
     from connectors.kafka_source import KafkaSource
 
     k = settings.kafka
-    client = connect(specs.kafka_settings(settings), k.client)
+    client = kafka_client(settings)
     source: KafkaSource | KafkaGroupSource
     if k.assignment == "group":
         member = Member(transactional_id(k.group, k.slot), k.session_s)
@@ -138,7 +145,6 @@ def _kafka_feed(settings: Settings) -> Feed:
         state_topics={k.topic: k.state_topic},
         snapshot_every=k.snapshot_every,
         resume=k.aged_out == "resume",
-        config_id=config_id(settings),
         scores=_scores_topic(settings),
         commit_timeout_s=k.commit_timeout_s,
         at_step=failpoints.read(os.environ),
@@ -169,11 +175,10 @@ def follower_of(settings: Settings, name: str, options: Sequence[str]) -> KafkaF
     """
     if settings.source.type != "kafka":
         raise ConfigError("source.type", settings.source.type, 'must be "kafka": there is no topic to follow')
-    from connectors.kafka_client import connect
     from connectors.kafka_follow import KafkaFollower
 
     k = settings.kafka
-    client = connect(specs.kafka_settings(settings), k.client)
+    client = kafka_client(settings)
     topics = {f"kafka.{option}": getattr(k, option) for option in options}
     resume = k.aged_out == "resume"
     return KafkaFollower(client, topics, f"{k.group}-{name}", resume=resume, commit_timeout_s=k.commit_timeout_s)

@@ -113,7 +113,8 @@ def _source(settings: Settings) -> Iterator[Finding]:
 
 def _kafka(settings: Settings) -> Iterator[Finding]:
     from connectors.kafka_client import has_crc32c
-    from jobs.topics import connect, fit_topics
+    from jobs.build import kafka_client
+    from jobs.topics import fit_topics
 
     k = settings.kafka
     if k.client == "kafka-python" and not has_crc32c():
@@ -122,7 +123,7 @@ def _kafka(settings: Settings) -> Iterator[Finding]:
             "not installed",
             "kafka-python checks records in Python, 5 to 23 times slower: pip install 'kafka-python[crc32c]'",
         )
-    client = connect(settings)
+    client = kafka_client(settings)
     yield Finding("broker", f"{','.join(k.bootstrap)} answers, {len(client.topics())} topics, client {k.client}")
     found = fit_topics(settings, client)
     yield Finding("topics", ", ".join(f"{t.topic} ({t.partitions} partitions)" for t in found))

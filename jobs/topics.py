@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from jobs.config import specs
+from jobs import build
 
 if TYPE_CHECKING:
     from connectors.kafka_client import Client
@@ -38,7 +38,7 @@ def create(settings: Settings, partitions: int | None, replication: int | None, 
     """
     from connectors.kafka_topics import create_topics
 
-    k, client = settings.kafka, connect(settings)
+    k, client = settings.kafka, build.kafka_client(settings)
     created = create_topics(
         client,
         alerts_topic=k.alerts_topic,
@@ -61,15 +61,8 @@ def check(settings: Settings, console: Console) -> None:
     ConfigError : one that is not.
     BrokerUnavailable : no broker answers.
     """
-    found = fit_topics(settings, connect(settings))
+    found = fit_topics(settings, build.kafka_client(settings))
     console.rows([t._asdict() for t in found], Topic._fields)
-
-
-def connect(settings: Settings) -> Client:
-    """Return a client of the configured brokers; nothing is connected to yet."""
-    from connectors.kafka_client import connect as connect_client
-
-    return connect_client(specs.kafka_settings(settings), settings.kafka.client)
 
 
 def fit_topics(settings: Settings, client: Client) -> list[Topic]:
