@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from connectors.kafka_view import FeedView
 
 _EVERY_S: Final = 0.1
+_SEEN_S: Final = 1.0  # after which a commit has been seen, also on a loaded machine
 _OWNERS_EVERY: Final = 5  # looks
 
 
@@ -61,11 +62,18 @@ class Stalls:
         waits = [now - since for since, lag in zip(self._since, self.lag, strict=True) if lag > 0]
         return max((math.inf if math.isnan(wait) else wait for wait in waits), default=0.0)
 
-    def around(self, partition: int, at: float) -> Stall | None:
-        """Return the stall of a partition that a time lies in; None where it has not ended, or nothing had begun."""
+    def after(self, partition: int, at: float) -> Stall | None:
+        """Return how long a partition stood still after it was struck: its longest stall within a second of a time.
+
+        What was committed just before may be seen only after: then the stall around that time is not the one.
+        None while that second, or the stall it ends in, is not over, and where nothing had begun.
+        """
         stalls = self.found[partition]
-        i = bisect_left(stalls, at, key=lambda stall: stall.end)
-        return stalls[i] if i < len(stalls) and stalls[i].start <= at else None
+        first = bisect_left(stalls, at, key=lambda stall: stall.end)
+        last = bisect_left(stalls, at + _SEEN_S, key=lambda stall: stall.end)
+        if last == len(stalls) or stalls[first].start > at:
+            return None
+        return max(stalls[first : last + 1], key=lambda stall: stall.seconds)
 
 
 def recoveries(
@@ -87,7 +95,7 @@ def recoveries(
     """
     out = []
     for slot, at in deaths:
-        around = [stall for p in held(slot, at) if (stall := stalls.around(p, at)) is not None]
+        around = [stall for p in held(slot, at) if (stall := stalls.after(p, at)) is not None]
         if not around:
             continue
         start, end = min(stall.start for stall in around), max(stall.end for stall in around)

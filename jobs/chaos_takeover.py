@@ -131,7 +131,7 @@ class _Scene:
         program.start()
         case = Case()
         try:
-            for i in range(times):
+            for i in itertools.takewhile(lambda _: len(case.own) < times, itertools.count()):
                 self._calm(range(self.workers))
                 slot = i % self.workers
                 mine = self._partitions_of(slot)
@@ -205,12 +205,12 @@ class _Scene:
         A worker that died before all of its partitions went on, after it had joined, is left out.
         """
         deadline = at + _PATIENCE_S
-        while any(self.stalls.around(p, at + 0.05) is None for p in mine):
+        while any(self.stalls.after(p, at) is None for p in mine):
             if time.monotonic() > deadline:
                 raise Unavailable(f"partitions {mine} did not go on within {_PATIENCE_S:.0f} s: see {self.folder}")
             time.sleep(0.05)
         time.sleep(_CALM_S)
-        found = [stall for p in mine if (stall := self.stalls.around(p, at + 0.05)) is not None]
+        found = [stall for p in mine if (stall := self.stalls.after(p, at)) is not None]
         if not found or min(stall.start for stall in found) < at - 1.0:
             return
         case.own.append(max(stall.seconds for stall in found))

@@ -16,27 +16,37 @@ def seen(*looks, partitions=1):
 
 def test_a_partition_stalls_from_its_last_progress_to_its_next_while_it_has_lag():
     stalls = seen((0.0, [1], [5]), (0.1, [2], [5]), (0.2, [2], [6]), (3.0, [2], [9]), (3.1, [9], [10]))
-    assert stalls.around(0, 1.0) == Stall(0.1, 3.1)
+    assert stalls.after(0, 1.0) == Stall(0.1, 3.1)
     assert stalls.longest() == pytest.approx(3.0)
     assert stalls.longest(since=0.2) == 0.0
 
 
 def test_a_partition_with_nothing_to_read_does_not_stall():
-    stalls = seen((0.0, [5], [5]), (10.0, [5], [5]), (20.0, [5], [6]), (20.5, [6], [6]))
+    stalls = seen(
+        (0.0, [5], [5]), (10.0, [5], [5]), (20.0, [5], [6]), (20.5, [6], [6]), (20.9, [6], [6]), (21.3, [6], [6])
+    )
     # New input may have come right after the look before: ten seconds of silence are ten seconds of nothing to read.
     assert max(s.seconds for s in stalls.found[0]) == 10.0
-    assert stalls.around(0, 20.2) == Stall(20.0, 20.5)
+    assert stalls.after(0, 20.2) == Stall(20.0, 20.5)
 
 
 def test_a_stall_that_goes_on_has_no_end():
     stalls = seen((0.0, [1], [5]), (1.0, [1], [9]))
-    assert stalls.around(0, 0.9) is None
+    assert stalls.after(0, 0.9) is None
+
+
+def test_a_commit_that_is_seen_after_its_worker_died_does_not_hide_the_stall_that_follows():
+    looks = [(0.0, 1), (0.5, 2), (1.0, 3), (4.0, 4), (4.5, 5), (5.5, 6)]
+    stalls = seen(*[(at, [committed], [9]) for at, committed in looks])
+    assert stalls.after(0, 0.9) == Stall(1.0, 4.0)
+    assert stalls.after(0, 1.1) == Stall(1.0, 4.0)
+    assert stalls.after(0, 3.9) == Stall(1.0, 4.0)
 
 
 def test_nothing_stalls_before_the_first_commit():
     stalls = seen((0.0, [0], [5]), (50.0, [0], [5]), (60.0, [2], [5]), (61.0, [5], [5]))
     assert stalls.longest() == 1.0
-    assert stalls.around(0, 30.0) is None
+    assert stalls.after(0, 30.0) is None
 
 
 def test_a_recovery_is_the_stall_of_the_slots_slowest_partition():
