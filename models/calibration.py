@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from models.engine import open_engine
-from models.held_out import Held, held_out, smoothed, standardised
+from models.held_out import Held, Smoothing, held_out, standardised
 from models.missing_channels import missing_channels
 from models.profiles import FALLBACK, Profile
 from models.series import Series, thinned
@@ -157,7 +157,7 @@ def _thresholds(held: Sequence[Held], unset: Calibration, smoother: SmootherSpec
     """Return the threshold of each row: percentiles of what the smoother makes of the held-out errors."""
     row_of = unset.row_of()
     rows = [row_of.get(h.asset, POOLED) for h in held]
-    found = [smoothed([h], [row], unset, smoother)[0] for h, row in zip(held, rows, strict=True)]
+    found = [Smoothing([h], [row], unset, smoother).run() for h, row in zip(held, rows, strict=True)]
     pooled = percentile_threshold(np.concatenate(found), spec.percentile, spec.threshold_floor)
     pooled *= spec.provisional_margin
     thresholds = np.full(len(unset.mad), pooled)

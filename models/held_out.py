@@ -85,16 +85,22 @@ def rows_of(series: Series, part: slice) -> Rows:
     )
 
 
-def smoothed(
-    held: Sequence[Held], cal_row: Sequence[int], calibration: Calibration, spec: SmootherSpec
-) -> list[Float32]:
-    """Run the smoother over the errors of every asset, each by its row of the calibration."""
-    table = AssetTable(smoother_columns(spec))
-    codes = np.array([table.code(h.asset) for h in held], np.int32)
-    lengths = [len(h.error) for h in held]
-    scores, rows = _scores(held, codes), np.repeat(np.array(cal_row, np.int32), lengths)
-    found, _ = smooth(scores, rows, calibration, table, spec)
-    return np.split(found, np.cumsum(lengths)[:-1])
+class Smoothing:
+    """The smoother over errors of held-out rows, asset after asset, each by its row of the calibration."""
+
+    def __init__(
+        self, held: Sequence[Held], cal_row: Sequence[int], calibration: Calibration, spec: SmootherSpec
+    ) -> None:
+        self._table = AssetTable(smoother_columns(spec))
+        codes = np.array([self._table.code(h.asset) for h in held], np.int32)
+        self._rows = np.repeat(np.array(cal_row, np.int32), [len(h.error) for h in held])
+        self._scores, self._calibration, self._spec = _scores(held, codes), calibration, spec
+
+    def run(self, errors: Float32 | None = None) -> Float32:
+        """Return the smoothed scores (n,) of all assets, each from its start; of other errors (n,) where given."""
+        self._table["smoother_started"][:] = False
+        scores = self._scores if errors is None else replace(self._scores, score=errors)
+        return smooth(scores, self._rows, self._calibration, self._table, self._spec)[0]
 
 
 def standardised(held: Held, cal_row: int, calibration: Calibration) -> Float32:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from models.held_out import Held, rows_of, smoothed
+from models.held_out import Held, Smoothing, rows_of
 from models.series import Series, thinned
 from pipeline.bundle import POOLED, Bundle, Calibration, SmootherSpec
 from pipeline.protocols import Engine
@@ -99,7 +99,7 @@ def _sampled(
     """Choose at most about `most` rows, in blocks: the highest, and some of the others."""
     peak, place = [], []
     for i, (h, row) in enumerate(zip(held, cal_row, strict=True)):
-        ratio = smoothed([h], [row], calibration, bundle.smoother)[0] / calibration.threshold[row]
+        ratio = Smoothing([h], [row], calibration, bundle.smoother).run() / calibration.threshold[row]
         ratio = np.where(h.counts, ratio, -np.inf)
         begins = np.arange(0, len(ratio), _BLOCK)
         peak.append(np.maximum.reduceat(ratio, begins) if len(ratio) else ratio)
@@ -172,12 +172,10 @@ def _measured(sample: _Sample, hidden: Float32, calibration: Calibration, smooth
     lengths = [len(h.error) for h in sample.held]
     usual = np.repeat(calibration.median[list(sample.cal_row)].astype(np.float64), lengths)
     threshold = np.repeat(calibration.threshold[list(sample.cal_row)], lengths)
+    smoothing = Smoothing(sample.held, sample.cal_row, calibration, smoother)
 
     def tail(errors: Float64) -> float:
-        parts = np.split(errors.astype(np.float32), np.cumsum(lengths)[:-1])
-        changed = [replace(h, error=part) for h, part in zip(sample.held, parts, strict=True)]
-        ratio = np.concatenate(smoothed(changed, sample.cal_row, calibration, smoother)) / threshold
-        return _quantile(ratio, sample.weight, level)
+        return _quantile(smoothing.run(errors.astype(np.float32)) / threshold, sample.weight, level)
 
     level = 1.0 - max(1.0 - calibration.percentile / 100.0, _ABOVE / sample.weight.sum())
     wanted = tail(error)
