@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 # consume() waits out its timeout for a full batch, so it is asked for short ones.
 _SHORT_WAIT_S: Final = 0.02
+# Of a partition that is new, or that moves: the other client asks again by itself, librdkafka does not.
+_NO_LEADER_YET: Final = (KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_LEADER_FOR_PARTITION)
 
 
 class ConfluentClient:
@@ -270,11 +272,16 @@ class ConfluentConsumer:
         return Committed(found.offset, (found.metadata or "").rstrip("\0")) if found.offset >= 0 else None
 
     def _watermarks(self, place: Place, timeout_s: float) -> tuple[int, int]:
-        try:
-            return self._consumer.get_watermark_offsets(TopicPartition(*place), timeout=timeout_s)
-        except KafkaException as failed:
-            doing = f"asking for the offsets of topic {place[0]!r}, partition {place[1]}"
-            raise translated(failed.args[0], doing) from failed
+        deadline = time.monotonic() + timeout_s
+        while True:
+            left = max(deadline - time.monotonic(), _SHORT_WAIT_S)
+            try:
+                return self._consumer.get_watermark_offsets(TopicPartition(*place), timeout=left)
+            except KafkaException as failed:
+                if failed.args[0].code() not in _NO_LEADER_YET or time.monotonic() >= deadline:
+                    doing = f"asking for the offsets of topic {place[0]!r}, partition {place[1]}"
+                    raise translated(failed.args[0], doing) from failed
+            time.sleep(_SHORT_WAIT_S)
 
     def _take(self, most: int, wait_s: float) -> tuple[dict[Place, list[Message]], PipelineError | None]:
         found: dict[Place, list[Message]] = {}
