@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from models.autoencoders import ConvAutoencoder, DenseAutoencoder
 from models.engine_buffers import Workspace
+from models.engine_conv import UnfoldedConv
 from models.engine_gaps import reconstruct_holed
 from models.engine_int8 import Int8Dense, Layer
 from models.engine_single import SingleConv, SingleDense
@@ -109,6 +110,8 @@ class DenseMember:
 class ConvMember:
     """A convolutional autoencoder over time-major rows, without a transpose: 2-D layers of height 1, channels last.
 
+    For devices and reduced precision; `models.engine_conv` has the one for float32 on the CPU.
+
     Parameters
     ----------
     module : fitted, in evaluation mode.
@@ -148,8 +151,16 @@ def build_member(bundle: Bundle, group: int, index: int, space: Workspace) -> Me
     if isinstance(module, DenseAutoencoder):
         return linear_chain(_dense_layers(module, last), space)
     if isinstance(module, ConvAutoencoder):
-        return (SingleConv if space.profile.priority == "latency" else ConvMember)(module, last, space)
+        return _convolutional(module, last, space)
     assert_never(module)  # mypy says so first: a new kind of autoencoder needs its member here
+
+
+def _convolutional(module: ConvAutoencoder, last: int, space: Workspace) -> Member:
+    if space.profile.priority == "latency":
+        return SingleConv(module, last, space)
+    if space.device.type == "cpu" and space.dtype == torch.float32:
+        return UnfoldedConv(module, last, space)
+    return ConvMember(module, last, space)
 
 
 def linear_chain(layers: Sequence[Layer], space: Workspace, reduced: bool = True) -> Member:

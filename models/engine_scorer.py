@@ -238,12 +238,20 @@ def _differ(
         if gaps:
             _add_observed(back[i], x[i], observed[i], total, count)
         else:
-            for at in range(0, x.shape[1], channels):
-                for c in range(channels):
-                    off = back[i, at + c] - x[i, at + c]
-                    total[c] += off * off
+            _add(back[i], x[i], total)
         for c in range(channels):
             residual[i, c] = np.sqrt(total[c] / count[c])
+
+
+@njit(nogil=True, cache=True)
+def _add(back: Float32, x: Float32, total: Float32) -> None:
+    """Add up squared differences. Within a slice an index cannot be negative: checks would cost three times the sum."""
+    channels = len(total)
+    for at in range(0, len(x), channels):
+        expected, actual = back[at : at + channels], x[at : at + channels]
+        for c in range(channels):
+            off = expected[c] - actual[c]
+            total[c] += off * off
 
 
 @njit(nogil=True, cache=True)

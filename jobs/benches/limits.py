@@ -36,9 +36,16 @@ LIMITS: Mapping[str, str] = {
         "the window out of its ring and comparing take a fifth of a push. Not yet measured on a CPU with VNNI."
     ),
     "score.conv.bf16": "CPUs without bfloat16 instructions emulate them: meant for those that have them.",
+    "score.conv.fp32": (
+        "the products of the layers: 32 outputs at 224 inputs, 64 at 128 reach 0.75 to 0.9 of the rate of a large "
+        "product, transposed layers multiply by an eighth of zeros, rows are laid out for it (a tenth) and compared. "
+        "Tried: oneDNN's convolutions over channels-last rows (0.38 where this stands at 0.54, measured in turn; 0.14 "
+        "for 8 windows), with weights packed beforehand and ReLU fused (nothing gained), strides turned into channels "
+        "(better for the transposed 5-tap layer only), oneDNN's packed linear layers (slower)."
+    ),
     "group.conv": (
-        "each group is padded to a batch of 8 so that a row's bits do not depend on its neighbours, and groups are "
-        "scored one after the other."
+        "groups are scored one after the other, each in a batch of its own whose calls cost a third of it. Tried: "
+        "oneDNN's convolutions, which take three times as long for 4 windows."
     ),
     "scale.shards": "both shards share the memory bus and the last cache; it needs two cores that nothing else uses.",
     "cold.start": "the import of torch is the larger part; kernels are read from disk, not compiled.",

@@ -26,7 +26,7 @@ from pipeline.state import AssetTable
 from pipeline.values import NS_PER_S, Float64, Int32, Int64, Polled, Rows, Scores
 
 _ASSETS = 8192
-_CHUNK = 128  # windows that are recomputed at a time: of the sizes tried, the fastest
+_CHUNK = 16  # windows that are recomputed at a time: of the sizes there are, the fastest
 _POLLS = 400  # more than any count of rounds uses up
 _FIRST_S = fleet.FIRST_MS // 1000
 

@@ -1,0 +1,166 @@
+"""Convolutional members in float32 on the CPU: each layer as one matrix product over rows that are laid out for it.
+
+What an output step looks at, `kernel` steps of all channels, is copied side by side into a row of its own (zeros beyond
+the ends); a layer is then (rows, kernel * inputs) times (kernel * inputs, outputs). Few windows keep these rows in the
+cache. A transposed layer with stride s gives s steps of its output at once: step q s + r is a sum over the inputs
+q + d of the tap r + padding - d s, which is a layer of stride 1 with s times the outputs. oneDNN's convolutions take
+half as long again for this, and three times as long for few windows.
+
+Legend: B windows, T steps that a layer gives of each, N inputs, M outputs, K = kernel * N.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor, nn
+
+from models.autoencoders import ConvAutoencoder
+from models.engine_buffers import Workspace
+from models.engine_rings import padded
+from pipeline.errors import BundleError
+from pipeline.values import Float32, Int64
+
+_SHAPES = (4, 8, 16)  # windows: with 64 rows of 32 channels a layer's rows take 450 KB of 16, which L2 holds
+_NO_FLOOR = np.float32(-np.inf)
+
+
+class _Layer(NamedTuple):
+    weight: Tensor  # (K', M'): K and M rounded up with zeros, so that every row is aligned
+    bias: Tensor  # (M',)
+    looks: tuple[Int64, int, int, int, int, np.float32]  # at what: arguments of `_lay_out`
+    steps: int  # T
+    side: Tensor  # (B T, K'), the rows
+    out: Tensor  # (B T, M')
+
+
+class _Step(NamedTuple):
+    """A layer for one number of windows."""
+
+    layer: _Layer
+    side: Tensor
+    side_rows: Float32  # the same memory
+    out: Tensor
+    out_windows: Float32  # (B, T M'), the same memory
+
+
+class UnfoldedConv:
+    """A convolutional autoencoder as a `models.engine_members.Member`.
+
+    Parameters
+    ----------
+    module : fitted, in evaluation mode.
+    last : readings to reconstruct, counted from the end; all rows are decoded, then cut.
+    space : where what it returns, and what lies between, is written.
+
+    Raises
+    ------
+    BundleError : a layer that is none of these.
+    """
+
+    shapes: tuple[int, ...] = _SHAPES
+
+    def __init__(self, module: ConvAutoencoder, last: int, space: Workspace) -> None:
+        before = -module.window % module.total_stride
+        channels = next(module.parameters()).shape[1]
+        first = np.arange(-before, module.window) * channels  # negative: before the window
+        below, together = _NO_FLOOR, 1
+        layers: list[_Layer] = []
+        for part in (*module.encoder, *module.decoder):
+            if isinstance(part, nn.ReLU):
+                below = np.float32(0.0)
+                continue
+            layers.append(_layer(part, first, below, f"unfolded {len(layers)}", space))
+            below, steps, width = _NO_FLOOR, layers[-1].steps, layers[-1].out.shape[1]
+            together = part.stride[0] if isinstance(part, nn.ConvTranspose1d) else 1
+            first = (np.arange(steps)[:, None] * width + np.arange(together) * part.out_channels).ravel()
+        self._last, self._row = last, together * part.out_channels  # readings in a row of the last product
+        self._steps = {n: [_step(layer, n) for layer in layers] for n in _SHAPES}
+        self._steps[1] = [_step(layer, 1) for layer in layers]  # what an engine falls back to
+
+    def expect(self, x: Tensor) -> Tensor:
+        """Reconstruct windows, (B, D)."""
+        windows = x.contiguous().numpy()
+        for layer, side, side_rows, out, out_windows in self._steps[len(x)]:
+            _lay_out(windows, *layer.looks, side_rows)
+            torch.addmm(layer.bias, side, layer.weight, out=out)
+            windows = out_windows
+        return out[:, : self._row].reshape(len(x), -1)[:, -self._last :]
+
+
+def _layer(part: nn.Module, first: Int64, floor: np.float32, name: str, space: Workspace) -> _Layer:
+    if not isinstance(part, nn.Conv1d | nn.ConvTranspose1d):
+        raise BundleError(f"no engine for a convolutional member with a {type(part).__name__} layer")
+    assert part.bias is not None
+    bias, stride, padding = part.bias.detach(), part.stride[0], int(part.padding[0])
+    if isinstance(part, nn.ConvTranspose1d):
+        taps, padding = _several_at_once(part.weight.detach(), stride, padding)
+        bias, stride = bias.repeat(stride), 1
+    else:
+        taps = part.weight.detach().permute(2, 1, 0)
+    kernel, inputs, outputs = taps.shape
+    weight = torch.zeros(padded(kernel * inputs), padded(outputs))
+    weight[: kernel * inputs, :outputs] = taps.reshape(-1, outputs)
+    steps = -(-len(first) // stride)
+    return _Layer(
+        weight=weight,
+        bias=nn.functional.pad(bias, (0, weight.shape[1] - outputs)),
+        looks=(first, kernel, inputs, stride, padding, floor),
+        steps=steps,
+        side=space.rows(f"{name} side", _SHAPES[-1] * steps, weight.shape[0]),
+        out=space.rows(f"{name} out", _SHAPES[-1] * steps, weight.shape[1]),
+    )
+
+
+def _step(layer: _Layer, n: int) -> _Step:
+    side, out = layer.side[: n * layer.steps], layer.out[: n * layer.steps]
+    return _Step(layer, side, side.numpy(), out, out.numpy().reshape(n, -1))
+
+
+def _several_at_once(weight: Tensor, stride: int, padding: int) -> tuple[Tensor, int]:
+    """Return weights (N, M, kernel) of a transposed layer as (taps, N, stride * M), and the padding to go with it."""
+    inputs, outputs, kernel = weight.shape
+    ahead = (stride - 1 + padding) // stride  # the furthest input ahead that a step looks at
+    behind = (kernel - 1 - padding) // stride if kernel - 1 > padding else 0
+    taps = torch.zeros(behind + 1 + ahead, inputs, stride, outputs)
+    for d in range(-behind, ahead + 1):
+        for r in range(stride):
+            tap = r + padding - d * stride
+            if 0 <= tap < kernel:
+                taps[d + behind, :, r] = weight[:, :, tap]
+    return taps.reshape(len(taps), inputs, -1), behind
+
+
+@njit(nogil=True, cache=True)
+def _lay_out(
+    x: Float32,
+    first: Int64,
+    kernel: int,
+    inputs: int,
+    stride: int,
+    padding: int,
+    floor: np.float32,
+    side: Float32,
+) -> None:
+    """Write the steps that each output step looks at side by side, none below `floor`; beyond the ends they are 0.
+
+    `x` (B, anything) holds the inputs of step t of a window from `first[t]` on; a negative one is before the window.
+    """
+    steps = len(side) // len(x)
+    for b in range(len(x)):
+        window = x[b]
+        for t in range(steps):
+            row = side[b * steps + t]
+            for k in range(kernel):
+                at = t * stride - padding + k
+                into = row[k * inputs : (k + 1) * inputs]
+                if 0 <= at < len(first) and first[at] >= 0:
+                    source = window[first[at] : first[at] + inputs]
+                    for c in range(inputs):
+                        into[c] = max(source[c], floor)
+                else:
+                    for c in range(inputs):
+                        into[c] = np.float32(0.0)
