@@ -149,18 +149,34 @@ def _lay_out(
 
     `x` (B, anything) holds the inputs of step t of a window from `first[t]` on; a negative one is before the window.
     """
-    steps = len(side) // len(x)
+    steps, width = len(side) // len(x), side.shape[1]
+    before = 0
+    while first[before] < 0:
+        before += 1
+    dense = first[-1] - first[before] == (len(first) - 1 - before) * inputs  # one step right after the other
+    source, to = x.reshape(-1), side.reshape(-1)
     for b in range(len(x)):
-        window = x[b]
         for t in range(steps):
-            row = side[b * steps + t]
-            for k in range(kernel):
-                at = t * stride - padding + k
-                into = row[k * inputs : (k + 1) * inputs]
-                if 0 <= at < len(first) and first[at] >= 0:
-                    source = window[first[at] : first[at] + inputs]
-                    for c in range(inputs):
-                        into[c] = max(source[c], floor)
-                else:
-                    for c in range(inputs):
-                        into[c] = np.float32(0.0)
+            row, start = (b * steps + t) * width, t * stride - padding
+            begin = min(max(start, before), start + kernel)
+            end = max(min(start + kernel, len(first)), begin)
+            _fill(to, row, (begin - start) * inputs)
+            _fill(to, row + (end - start) * inputs, (start + kernel - end) * inputs)
+            together = end - begin if dense else 1
+            for at in range(begin, end, max(together, 1)):
+                values = b * x.shape[1] + first[at]
+                _copy(source, values, floor, to, row + (at - start) * inputs, together * inputs)
+
+
+@njit(nogil=True, cache=True)
+def _copy(source: Float32, first: int, floor: np.float32, to: Float32, at: int, count: int) -> None:
+    """Copy values, none below `floor`. Indices are unsigned: signed ones would each be asked if they count back."""
+    for i in range(np.uintp(count)):
+        value = source[np.uintp(first) + i]
+        to[np.uintp(at) + i] = value if value > floor else floor  # `max` would ask which of them is NaN
+
+
+@njit(nogil=True, cache=True)
+def _fill(to: Float32, at: int, count: int) -> None:
+    for i in range(np.uintp(count)):
+        to[np.uintp(at) + i] = np.float32(0.0)
