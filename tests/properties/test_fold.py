@@ -1,5 +1,6 @@
 """What the whole fold promises, bitwise, with fitted models of every kind."""
 
+from collections import Counter
 from dataclasses import astuple, replace
 from itertools import pairwise
 
@@ -52,6 +53,10 @@ class Told:
     def by_asset(self):
         plain = [replace(a, evidence=Position("", 0, 0)) for a in self.alerts]
         return {asset: [a for a in plain if a.asset == asset] for asset in ASSETS}
+
+    def letters(self):
+        """Return how often each dead letter came, wherever in the log it was."""
+        return Counter(replace(d, offset=0) for d in self.dead)
 
 
 def run(kind, pieces, **options):
@@ -163,13 +168,12 @@ def test_partitions_in_any_interleaving_tell_what_each_tells_alone(kind, cuts, s
 def test_a_shuffle_within_the_lateness_changes_nothing(kind, seed):
     late_s = 6
     g = np.random.default_rng(seed)
-    order = np.argsort([t + g.uniform(0, late_s - 2) for _, t, _ in lines()], kind="stable")
+    order = np.argsort([t + g.uniform(0, late_s) for _, t, _ in lines()], kind="stable")
     straight = whole(kind, lateness_s=late_s)
     shuffled = run(kind, [(0, 0, [LINES[i] for i in order])], lateness_s=late_s)
+    assert shuffled.frames == straight.frames
     assert shuffled.by_asset() == straight.by_asset()
-    common = shuffled.frames.keys() & straight.frames.keys()
-    assert len(common) > 0.95 * len(straight.frames)
-    assert {k: shuffled.frames[k] for k in common} == {k: straight.frames[k] for k in common}
+    assert shuffled.letters() == straight.letters()
 
 
 @kinds
