@@ -132,11 +132,9 @@ def test_an_offset_out_of_range_names_topic_partition_offset_and_what_is_there()
 
 def test_a_watchdog_ends_the_process_when_a_call_does_not_return() -> None:
     code = "import time; from connectors.kafka_client import watchdog\nwith watchdog(0.2, 'the commit'): time.sleep(30)"
-    began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20)
     assert done.returncode == 75
     assert "the commit has not returned after 0 s" in done.stderr
-    assert time.monotonic() - began < 15
 
 
 def test_a_watchdog_does_nothing_when_the_call_returns_in_time() -> None:
