@@ -2,7 +2,10 @@
 
 import io
 import json
+import re
+import shutil
 from contextlib import redirect_stdout
+from dataclasses import replace
 
 import numpy as np
 import pump_fleet as pumps
@@ -274,30 +277,60 @@ def test_scoring_without_a_model_says_what_to_run(live, tmp_path):
 
 def test_a_file_without_the_mapped_columns_is_refused_with_those_it_has(trained, tmp_path):
     (tmp_path / "other.csv").write_text("when,who,flow\n1,a,2\n")
-    with pytest.raises(SchemaError, match="flow"):
+    with pytest.raises(SchemaError, match="found 'when', 'who', 'flow'"):
         score(
             settings=watching(trained, tmp_path, ""), path=tmp_path / "other.csv", out=None, bundle=None,
             console=Console(quiet=True),
         )  # fmt: skip
 
 
-def test_a_bundle_whose_weights_were_touched_is_refused(trained, live, tmp_path):
-    import shutil
-
-    from pipeline.errors import BundleError
-
-    models = tmp_path / "models"
-    shutil.copytree(trained / "models", models)
-    champion = registry(pumps.settings(tmp_path)).champion()
-    weights = models / "bundles" / champion / "weights.safetensors"
+def touched(models, bundle):
+    """Change one bit of a bundle's weights."""
+    weights = models / "bundles" / bundle / "weights.safetensors"
     weights.chmod(0o644)
     body = bytearray(weights.read_bytes())
     body[-1] ^= 1
     weights.write_bytes(bytes(body))
+
+
+def test_a_bundle_whose_weights_were_touched_is_refused(trained, live, tmp_path):
+    models = tmp_path / "models"
+    shutil.copytree(trained / "models", models)
+    champion = registry(pumps.settings(tmp_path)).champion()
+    touched(models, champion)
     settings = watching(trained, tmp_path, live, **{"registry.root": str(models)})
     with pytest.raises(BundleError, match=r"sha256|hash"):
         score(settings=settings, path=live, out=None, bundle=None, console=Console(quiet=True))
     assert registry(settings).champion() == champion
+
+
+def test_a_champion_that_is_promoted_and_damaged_is_refused_once_and_the_one_that_serves_goes_on(
+    trained, live, watched, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("jobs.run._LOOK_S", 0.0)
+    models = tmp_path / "models"
+    shutil.copytree(trained / "models", models)
+    settings = watching(trained, tmp_path, live, **{"registry.root": str(models), "run.max_rows": 350})
+    first = registry(settings).load(registry(settings).champion())
+    console, steps = pumps.Recorder(), []
+
+    def promote(step):
+        steps.append(step)
+        if len(steps) == 1:
+            added = registry(settings).add(replace(first, provenance={**first.provenance, "night": 2}), 2)
+            registry(settings).promote(added.id, "a night")
+            touched(models, added.id)
+
+    run(settings=settings, console=console, told=promote)
+    second = registry(settings).champion()
+    assert second != first.id
+    (said,) = console.warnings
+    assert said.startswith(f"model {second} is refused, {first.id} goes on: ")
+    assert re.search(r"sha256|hash", said)
+    told = list(read_alerts(tmp_path / "state"))
+    assert plain(told) == plain(read_alerts(watched[0] / "state"))
+    assert {a.model_id for a in told if a.kind == "anomaly"} == {first.id}
+    assert len(steps) > 3
 
 
 def test_a_fault_is_found_by_the_right_kind_on_the_right_asset_in_time():
