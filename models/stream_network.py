@@ -49,7 +49,8 @@ class StreamNetwork:
             space.rows(f"runs {i}", most * layer.products, len(layer.weight)) for i, layer in enumerate(layers)
         ]
         self._out = [space.rows(f"out {i}", most * layer.products, len(layer.bias)) for i, layer in enumerate(layers)]
-        self.runs = _whole(self._runs[0])
+        self._run_rows, self._out_rows = [_whole(r) for r in self._runs], [_whole(o) for o in self._out]
+        self.runs = self._run_rows[0]
 
     @property
     def given(self) -> int:
@@ -86,11 +87,11 @@ class StreamNetwork:
                 before = self._layers[i - 1]
                 channels = len(layer.weight) // layer.taps
                 size = (layer.taps, layer.stride, layer.taken, layer.products, channels)
-                runs = _whole(self._runs[i])
-                _join(slots, fresh, _whole(self._out[i - 1]), before.given, before.relu, size, kept[i - 1], runs)
+                rows = self._out_rows[i - 1], before.given, before.relu
+                _join(slots, fresh, *rows, size, kept[i - 1], self._run_rows[i])
             for at, shape in cuts(k, self.shapes):
                 self._multiply(i, slice(at * layer.products, (at + shape) * layer.products))
-        return _whole(self._out[-1])
+        return self._out_rows[-1]
 
     def settle(self) -> None:
         """Settle on batch sizes that keep a row's bits, in every layer."""

@@ -26,14 +26,16 @@ LIMITS: Mapping[str, str] = {
         "state (alignment, gate, smoother, alerts) that no cache holds. JSON itself is about a quarter of it."
     ),
     "score.dense.fp32": (
-        "at 64 rows the matrix product itself: the weights are read from the last cache for so few rows, and MKL "
-        "reaches 0.75 to 0.9 of its own rate there; some 0.5 ms of a push is spent around it. Tried: weights packed "
-        "beforehand by MKL and by oneDNN (nothing gained), OpenBLAS (5 to 20 % faster here, but its threads are "
-        "nobody's to set without another dependency)."
+        "at 64 rows the matrix product itself: MKL packs the weights (4.3 MB) anew for each one, and the bare chain of "
+        "products stands at 0.72 there (0.80 at 128 rows, 0.95 from 256 on); some 0.4 ms of a push is spent around "
+        "it. Tried: weights packed beforehand by MKL and by oneDNN (0.66), weights transposed (as it is), OpenBLAS "
+        "(5 to 20 % faster here, but its threads are nobody's to set without another dependency)."
     ),
     "score.dense.int8": (
-        "without VNNI an 8-bit product is at most twice a float32 one, and oneDNN reaches 1.4 to 2.3 of it; copying "
-        "the window out of its ring and comparing take a fifth of a push. Not yet measured on a CPU with VNNI."
+        "without VNNI two instructions multiply 32 products of 8 bits and add them in pairs, where float32 takes four: "
+        "at most 2.0 of the float32 rate, and oneDNN's product alone reaches 1.9 to 2.0 (131 against 65 G a second), "
+        "so 2.2 is out of reach on such a CPU. Windows out of memory, codes and the comparison are the rest. Not yet "
+        "measured on a CPU with VNNI."
     ),
     "score.conv.bf16": "CPUs without bfloat16 instructions emulate them: meant for those that have them.",
     "score.conv.fp32": (
@@ -43,6 +45,16 @@ LIMITS: Mapping[str, str] = {
         "channels-last rows (0.45 in the same turns for 64 windows, 0.15 for 8), with packed weights and ReLU fused "
         "(nothing gained), strides turned into channels (better for the transposed 5-tap layer only), oneDNN's packed "
         "linear layers (slower), other numbers of windows (4: 0.42, 8: 0.50, 32: as 16)."
+    ),
+    "stream.conv": (
+        "memory: a row of one of 8,192 assets touches a dozen lines that no cache holds (raw ring, mask, scaled ring, "
+        "what is recalled of them, kept activations, errors), and takes what it does as long as the products it saves: "
+        "taking rows 0.36 of a push, products 0.17, handing out results 0.11, joining activations 0.03, the rest is "
+        "calls for chunks of 256 hops. The recompute it is held against has itself become faster (engine_conv)."
+    ),
+    "e2e.stream": (
+        "decoding JSON is a third, the streaming engine two fifths (see stream.conv), alignment, gate and alerts a "
+        "quarter, each row in memory of its own (see e2e.overhead)."
     ),
     "group.conv": (
         "groups are scored one after the other, each in a batch of its own whose calls cost a third of it. Tried: "
