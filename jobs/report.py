@@ -102,7 +102,7 @@ def _plot(panel: Panel, name: str, lines: Sequence[tuple[str, Float32]]) -> str:
 
 def _heat_map(panel: Panel) -> str:
     """Draw the channels' shares of the error, where the score is over the threshold darkest."""
-    heat = panel.share * np.minimum(np.nan_to_num(panel.ratio), 2)[:, None] / 2
+    heat = np.nan_to_num(panel.share) * np.minimum(np.nan_to_num(panel.ratio), 2)[:, None] / 2
     bucket, count = _bucket(panel.ts_ns)
     sums = np.zeros((count, len(panel.channels)))
     np.maximum.at(sums, bucket, heat)
