@@ -79,7 +79,7 @@ def chaos(plan: ChaosPlan, settings: Settings | None, keep: Path | None, console
     Unavailable : no broker can be run, or the user's do not answer.
     """
     from connectors.cluster import Cluster
-    from jobs.settings import load
+    from jobs.settings import alone
 
     folder = keep or Path(tempfile.mkdtemp(prefix="midwatch-chaos-"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ def chaos(plan: ChaosPlan, settings: Settings | None, keep: Path | None, console
         if settings is None:
             console.say("starting three brokers")
             cluster = stack.enter_context(Cluster(3))
-            settings = load(None, {"kafka.bootstrap": cluster.bootstrap}, environ={}).settings
+            settings = alone({"kafka.bootstrap": cluster.bootstrap})
         run = _Run(plan, settings, cluster, folder, console)
         stack.callback(run.clear)
         record = run.through()

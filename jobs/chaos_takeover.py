@@ -74,12 +74,12 @@ def takeovers(times: int, plan: ChaosPlan, folder: Path, console: Console) -> di
     from connectors.kafka_client import connect
     from connectors.kafka_view import FeedView
     from jobs.config.specs import kafka_settings
-    from jobs.settings import load
+    from jobs.settings import alone
 
     with ExitStack() as stack:
         console.say("starting three brokers")
         cluster = stack.enter_context(Cluster(3))
-        settings = load(None, {"kafka.bootstrap": cluster.bootstrap}, environ={}).settings
+        settings = alone({"kafka.bootstrap": cluster.bootstrap})
         kafka = kafka_settings(settings)
         client = connect(kafka, "confluent")
         feed, partitions = Feed("midwatch-takeover"), 2 * plan.workers

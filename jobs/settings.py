@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,20 @@ def load(
     ConfigError : the first key that cannot be used; the others are in its notes.
     """
     environ = os.environ if environ is None else environ
-    layers = [flag_layer(flags or {}), *environment_layers(environ, Settings), *_file_layers(config, environ)]
+    return _checked([flag_layer(flags or {}), *environment_layers(environ, Settings), *_file_layers(config, environ)])
+
+
+def alone(flags: Mapping[str, object]) -> Settings:
+    """Return settings that no file and no environment of this machine has a say in: flags and defaults.
+
+    Raises
+    ------
+    ConfigError : as in `load`.
+    """
+    return _checked([flag_layer(flags)]).settings
+
+
+def _checked(layers: Sequence[Layer]) -> Loaded:
     values, origins = merge(layers)
     try:
         return Loaded(Settings(**values), origins)
@@ -117,8 +130,8 @@ def _file_layers(config: Path | None, environ: Mapping[str, str]) -> list[Layer]
         layers.append(file_layer(config, "--config"))
     elif Path(PROJECT_FILE).exists():
         layers.append(file_layer(Path(PROJECT_FILE), "project file"))
-    home = environ.get("XDG_CONFIG_HOME") or str(Path(environ.get("HOME", "~")).expanduser() / ".config")
+    home = environ.get("XDG_CONFIG_HOME") or (environ["HOME"] + "/.config" if "HOME" in environ else "")
     user = Path(home) / "midwatch" / "config.toml"
-    if user.exists():
+    if home and user.exists():
         layers.append(file_layer(user, "user file"))
     return layers

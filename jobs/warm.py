@@ -14,7 +14,7 @@ from typing import Final
 
 from jobs import build
 from jobs.console import Console
-from jobs.settings import load
+from jobs.settings import alone
 from jobs.simulate import CHANNELS, simulate, write_parquet
 from jobs.supervise import load_parts
 
@@ -25,8 +25,7 @@ _PERIOD_S: Final = 20.0
 
 def warm(folder: Path) -> None:
     """Compile the kernels in two processes; `folder` holds what is trained meanwhile."""
-    settings = load(
-        None,
+    settings = alone(
         {
             "feed.name": "pumps",
             "feed.period_s": _PERIOD_S,
@@ -39,8 +38,7 @@ def warm(folder: Path) -> None:
             "registry.root": str(folder / "models"),
             "run.device": "cpu",
         },
-        environ={},
-    ).settings
+    )
     # The scanner of JSON is a third of the work. This process forks before it has threads.
     reading = get_context("fork").Process(target=load_parts, args=(settings,))
     reading.start()
@@ -53,6 +51,8 @@ def warm(folder: Path) -> None:
     registry = build.registry(settings)
     registry.promote(registry.add(fit_candidate(settings, series, (), told, console).bundle, 0).id, "the only one", 0)
     reading.join()
+    if reading.exitcode:
+        raise SystemExit(f"the process that compiles the scanner ended with {reading.exitcode}")
     load_parts(settings)
 
 

@@ -72,10 +72,12 @@ def principal(bundle: Bundle, group: int, index: int) -> Principal:
     if missing:
         raise BundleError(f"a pca member lacks the tensors {', '.join(missing)}")
     mean, components, variance, noise = (torch.tensor(bundle.tensors[name]) for name in names)
-    if mean.shape != (readings,) or components.ndim != 2 or components.shape[1] != readings:
+    k = len(components) if components.ndim else 0
+    shapes = [tuple(tensor.shape) for tensor in (mean, components, variance, noise)]
+    if shapes != [(readings,), (k, readings), (k,), ()]:
         raise BundleError(
-            f"{prefix}mean is {tuple(mean.shape)} and {prefix}components {tuple(components.shape)}: "
-            f"expected ({readings},) and (k, {readings})"
+            f"{prefix}{{mean, components, variance, noise}} are {shapes}: "
+            f"expected ({readings},), (k, {readings}), (k,) and ()"
         )
     variance = variance.double()
     ridge = (noise.double() / variance).clamp_(min=_LEAST_RIDGE)

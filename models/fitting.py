@@ -17,7 +17,7 @@ from models.autoencoders import build_module, compression_ratio
 from models.engine_t_squared import statistic_of
 from models.pca import control_limits, fit_pca
 from models.residuals import channel_residuals, fit_aggregation
-from models.scaling import fit_scale, scale
+from models.scaling import fit_scale, fit_spread, fleet_spread, scale
 from models.series import Series, longest_runs, thinned, window_ends
 from models.stream_fitting import stream_residuals, to_train
 from models.train_spec import TrainSpec, member_specs
@@ -83,10 +83,9 @@ def fit_bundle(
     groups = _groups(by_asset, spec, max(member.window for member in members))
     tensors: Tensors = {}
     fits: Told = {}
-    everyone = _pool(groups[POOL], spec)
+    fleet = fleet_spread([_spread(own, spec) for own in by_asset.values()])
     for g, (name, own) in enumerate(groups.items()):
-        pool = everyone if name == POOL else _pool(own, spec, everyone.scale)
-        fitted, fits[name] = _fit_group(name, pool, spec, device, progress)
+        fitted, fits[name] = _fit_group(name, _pool(own, spec, fleet), spec, device, progress)
         tensors.update({f"g{g}.{key}": value for key, value in fitted.items()})
     index = {name: g for g, name in enumerate(groups)}
     return Bundle(
@@ -145,7 +144,14 @@ class _Pool:
         return np.concatenate(kept), np.concatenate(held)
 
 
-def _pool(series: Sequence[Series], spec: TrainSpec, fleet: Float32 | None = None) -> _Pool:
+def _spread(series: Sequence[Series], spec: TrainSpec) -> Float32:
+    """Return (C,) how the channels of one asset move in normal rows."""
+    x = np.concatenate([one.x[one.normal] for one in series])
+    observed = np.concatenate([one.observed[one.normal] for one in series])
+    return fit_spread(x, observed, spec.scaler)[1]
+
+
+def _pool(series: Sequence[Series], spec: TrainSpec, fleet: Float32) -> _Pool:
     x = np.concatenate([one.x for one in series])
     observed = np.concatenate([one.observed for one in series])
     normal = np.concatenate([one.normal for one in series])

@@ -11,6 +11,7 @@ bits do not hang on a float32 logarithm that differs between mathematics librari
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -32,22 +33,18 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 def fit_scale(
     x: Float32, observed: Bool, kind: ScalerKind = "standard", fleet: Float32 | None = None
 ) -> tuple[Float32, Float32]:
-    """Fit location and scale of each channel on its observed readings.
+    """Fit location and scale of each channel on its observed readings, by `fit_spread`.
 
-    `standard`: mean and `deviation`. `robust`: median and 1.4826 MAD; a channel that moves in less than half of its
-    rows has a MAD of 0 and takes its `deviation`.
-
-    A channel at rest, which moves by less than a hundredth of `fleet`, takes the scale of the fleet: how little it
-    moved while it was watched says nothing of how far it may move, the same sensor on other assets does. Where those
-    are at rest too, it keeps scale 1 (or more, where that would stretch the rounding of float32). A channel that was
-    never observed has location 0 and scale 1. Nothing here knows a unit or a level: twice the readings have twice the
-    scale.
+    A channel at rest, which moves by less than a hundredth of `fleet`, takes the fleet's: how little it moved while it
+    was watched says nothing of how far it may move, the same sensor on other assets does. Where that moves on no asset,
+    the scale is 1 of its unit (or more, where that would stretch the rounding of float32). A channel that was never
+    observed has location 0 and scale 1.
 
     Parameters
     ----------
     x : (n, C) float32, input units.
     observed : (n, C) bool.
-    fleet : (C,) float32 scales of all assets together; None: `x` is from all that there are.
+    fleet : (C,) float32 of `fleet_spread`; None: `x` is from all assets that there are.
 
     Returns
     -------
@@ -58,19 +55,54 @@ def fit_scale(
     ShapeError : `x` and `observed` differ in shape.
     ConfigError : unknown `kind`.
     """
+    loc, spread = fit_spread(x, observed, kind)
+    usual = np.zeros_like(spread) if fleet is None else fleet
+    scale = np.where(spread < _AT_REST * usual, usual, spread)
+    for c in np.flatnonzero(scale == 0):
+        values = x[observed[:, c], c]
+        scale[c] = max(1.0, _STILL * _rounding(values)) if len(values) else 1.0
+    return loc, scale
+
+
+def fit_spread(x: Float32, observed: Bool, kind: ScalerKind = "standard") -> tuple[Float32, Float32]:
+    """Return where each channel is, and how it moves.
+
+    `standard`: mean and `deviation`. `robust`: median and 1.4826 MAD; a channel that moves in less than half of its
+    rows has a MAD of 0 and takes its `deviation`. Nothing here knows a unit or a level: twice the readings have twice
+    the spread.
+
+    Returns
+    -------
+    loc, spread : (C,) float32; a spread of 0 is that of a channel that does not move. Both 0 if it was never observed.
+
+    Raises
+    ------
+    ShapeError, ConfigError : as in `fit_scale`.
+    """
     if x.ndim != 2 or x.shape != observed.shape:
         raise ShapeError(f"x is {x.shape} and observed {observed.shape}: both must be (n, C)")
     if kind not in ("standard", "robust"):
         raise ConfigError("train.scaler", kind, "choose 'standard' or 'robust'")
-    loc = np.zeros(x.shape[1], np.float32)
-    scale = np.ones(x.shape[1], np.float32)
+    loc, spread = np.zeros((2, x.shape[1]), np.float32)
     for c in range(x.shape[1]):
         values = x[observed[:, c], c].astype(np.float64)
         if len(values):
-            loc[c], spread = _location_and_spread(values, kind)
-            at_rest = spread == 0 or (fleet is not None and spread < _AT_REST * fleet[c])
-            scale[c] = _scale_at_rest(values, fleet[c] if fleet is not None else 1.0) if at_rest else spread
-    return loc, scale
+            loc[c], spread[c] = _location_and_spread(values, kind)
+    return loc, spread
+
+
+def fleet_spread(spreads: Sequence[Float32]) -> Float32:
+    """Return how each channel moves on most assets: the median of its spreads where it moves; 0 where it never does.
+
+    Levels that differ between assets are no movement, and one asset's wild reading does not make the others' small.
+
+    Parameters
+    ----------
+    spreads : (C,) float32 of each asset, by `fit_spread`.
+    """
+    table = np.array(spreads)
+    moving = [column[column > 0] for column in table.T]
+    return np.array([np.median(found) if len(found) else 0 for found in moving], np.float32)
 
 
 def deviation(values: Float64) -> float:
@@ -84,7 +116,7 @@ def deviation(values: Float64) -> float:
     return std if std > _rounding(values) else 0.0
 
 
-def _rounding(values: Float64) -> float:
+def _rounding(values: Float32 | Float64) -> float:
     """Return how far apart two readings may be that are the same one."""
     return _SAME * float(np.spacing(np.float32(np.abs(values).max())))
 
@@ -96,10 +128,6 @@ def _location_and_spread(values: Float64, kind: ScalerKind) -> tuple[float, floa
         mad = MAD_TO_STD * float(np.median(np.abs(values - center)))
         return center, mad if mad > _rounding(values) else deviation(values)
     return float(values.mean()), deviation(values)
-
-
-def _scale_at_rest(values: Float64, fleet: float) -> float:
-    return max(fleet, _STILL * _rounding(values))
 
 
 @njit(nogil=True, cache=True)

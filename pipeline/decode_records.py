@@ -198,7 +198,7 @@ def _judge(
         row = readings[i, head:]  # an index into it needs no check of its sign: that would be one a reading
         for c in range(len(low)):
             value = row[c]
-            found = judge(value, True, low[c], high[c])
+            found = judge(value, value == value, low[c], high[c])
             quality[i, c] = found
             observed[i, c] = found == OK
             x[i, c] = value + zero if found == OK else zero  # -0.0 + 0.0 is 0.0

@@ -8,7 +8,7 @@ from jobs import build
 from jobs.chaos_feed import FeedPlan, messages
 from jobs.chaos_stage import Feed, write_config
 from jobs.config import specs
-from jobs.settings import load
+from jobs.settings import alone, load
 from pipeline.values import Polled
 
 
@@ -19,9 +19,7 @@ def test_the_same_seed_sends_the_same_bytes_and_another_one_others():
 
 
 def test_the_feed_brings_everything_that_goes_wrong_with_feeds(tmp_path):
-    secrets = write_config(
-        tmp_path / "midwatch.toml", Feed("t"), "storm", load(None, {}, environ={}).settings, {"slots": 2}
-    )
+    secrets = write_config(tmp_path / "midwatch.toml", Feed("t"), "storm", alone({}), {"slots": 2})
     assert secrets == {}
     settings = load(tmp_path / "midwatch.toml", environ={}).settings
     rows = list(messages(FeedPlan(12_000, 16, 1)))
@@ -49,7 +47,7 @@ def test_secrets_go_into_the_environment_of_the_workers_and_not_into_a_file(tmp_
         "kafka.start": "latest",
         "kafka.scores_topic": "theirs",
     }
-    settings = load(None, flags, environ={}).settings
+    settings = alone(flags)
     environ = write_config(tmp_path / "midwatch.toml", Feed("t"), "calm", settings, {"slots": 1})
     assert "hush" not in (tmp_path / "midwatch.toml").read_text()
     read = load(tmp_path / "midwatch.toml", environ=environ).settings.kafka

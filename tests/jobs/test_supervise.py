@@ -9,7 +9,7 @@ import pytest
 
 from jobs import supervise
 from jobs.console import Console
-from jobs.settings import load
+from jobs.settings import alone
 from pipeline.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -104,7 +104,7 @@ def test_more_workers_than_slots_and_workers_on_a_file_are_refused():
     kafka = {"source.type": "kafka", "feed.channels": ["a"], "kafka.slots": 4}
 
     def settings(**flags):
-        return lambda slot: load(None, {**flags, "kafka.slot": slot}, environ={}).settings
+        return lambda slot: alone({**flags, "kafka.slot": slot})
 
     with pytest.raises(ConfigError, match=r"kafka.slots = 4: must be at least 6 for slots 3 to 5"):
         supervise.run_workers(settings(**kafka), first=3, workers=3, console=Console())
@@ -115,8 +115,8 @@ def test_more_workers_than_slots_and_workers_on_a_file_are_refused():
 def test_what_is_loaded_before_the_fork_starts_no_thread_and_needs_no_champion(tmp_path):
     flags = {"source.type": "kafka", "feed.channels": ["a", "b"], "registry.root": str(tmp_path)}
     script = (
-        "import threading\nfrom jobs.settings import load\nfrom jobs.supervise import load_parts\n"
-        f"load_parts(load(None, {flags!r}, environ={{}}).settings)\nprint(threading.active_count())"
+        "import threading\nfrom jobs.settings import alone\nfrom jobs.supervise import load_parts\n"
+        f"load_parts(alone({flags!r}))\nprint(threading.active_count())"
     )
     environ = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", script], env=environ, capture_output=True, text=True, timeout=300)

@@ -94,6 +94,19 @@ def test_a_group_is_scaled_on_its_own_normal_rows(bundle):
     np.testing.assert_array_equal(named["scaler.scale"], spread)
 
 
+def test_assets_on_levels_far_apart_keep_their_own_scale_and_one_at_rest_takes_theirs():
+    levels = np.array([[0, 0, 0], [1e4, 0, 0], [1e5, 0, 0]], np.float32)
+    fleet = [changed(pump(f"p{i}", seed=i), x=pump("", seed=i).x + level) for i, level in enumerate(levels)]
+    fleet[2].x[:, 2] = 0.7
+    made = fit_bundle(fleet, quick())
+    for i, one in enumerate(fleet):
+        own = tensors_of(made, f"p{i}")["scaler.scale"]
+        moving = slice(0, 3 if i < 2 else 2)
+        np.testing.assert_array_equal(own[moving], fit_scale(one.x, one.observed)[1][moving])
+    others = [tensors_of(made, f"p{i}")["scaler.scale"][2] for i in range(2)]
+    assert tensors_of(made, "p2")["scaler.scale"][2] == pytest.approx(np.median(others))
+
+
 def test_the_order_of_the_series_changes_nothing(bundle):
     again = fit_bundle(FLEET[::-1], quick())
     assert again.groups == bundle.groups

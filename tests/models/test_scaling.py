@@ -9,6 +9,7 @@ from numba import njit
 from models.scaling import (
     check_soft_clip,
     fit_scale,
+    fleet_spread,
     scale,
     scale_scalar,
     soft_clip_scalar,
@@ -102,6 +103,12 @@ def test_a_channel_at_rest_takes_the_scale_of_the_fleet(kind):
     np.testing.assert_array_equal(spread[:2], alone[:2])
     assert alone[2] == pytest.approx(0.05, rel=0.2)
     assert spread[2] == 50
+
+
+def test_how_the_fleet_moves_is_what_most_assets_do_where_they_move_at_all():
+    spreads = np.array([[1, 0, 0], [2, 0, 0], [3, 0, 0.5], [1e6, 4, 0]], np.float32)
+    np.testing.assert_array_equal(fleet_spread(list(spreads)), np.array([2.5, 4, 0.5], np.float32))
+    assert (fleet_spread([np.zeros(2, np.float32)] * 3) == 0).all()
 
 
 def test_a_channel_that_never_moved_on_an_asset_is_judged_by_how_it_moves_on_others():

@@ -11,7 +11,9 @@ from pipeline.errors import ConfigError
 from pipeline.state import AssetTable
 from pipeline.values import Quality
 
-OK, NON_FINITE, OUT_OF_RANGE = 0, int(Quality.NON_FINITE), int(Quality.OUT_OF_RANGE)
+OK, ABSENT, NON_FINITE, OUT_OF_RANGE = (
+    int(q) for q in (Quality.OK, Quality.ABSENT, Quality.NON_FINITE, Quality.OUT_OF_RANGE)
+)
 NAN, INF = float("nan"), float("inf")
 T0_MS = 1_790_000_000_000
 PACKED = FieldMapping(("a", "b"), format="records", time_unit="ms", low=(-10.0, -10.0), high=(10.0, 1e300))
@@ -26,7 +28,7 @@ def test_a_message_gives_a_row_for_each_of_its_records():
     rows, dead = one(message, PACKED)
     assert dead == []
     assert rows == [
-        (100, 0, "7", T0_MS * 10**6, [1.5, 0.0], [OK, NON_FINITE]),
+        (100, 0, "7", T0_MS * 10**6, [1.5, 0.0], [OK, ABSENT]),
         (100, 1, "-2", (T0_MS + 1) * 10**6, [0.0, 0.0], [OUT_OF_RANGE, OK]),
         (100, 2, "7", (T0_MS + 2) * 10**6, [0.0, float(np.float32(3e38))], [NON_FINITE, OK]),
     ]
@@ -83,7 +85,7 @@ def naive(message, mapping):
             bad.append(row)
             continue
         quality = [
-            NON_FINITE if not np.isfinite(v) else OK if low <= v <= high else OUT_OF_RANGE
+            ABSENT if np.isnan(v) else NON_FINITE if np.isinf(v) else OK if low <= v <= high else OUT_OF_RANGE
             for v, low, high in zip(values, mapping.low, mapping.high, strict=True)
         ]
         x = [v if q == OK else 0.0 for v, q in zip(values, quality, strict=True)]

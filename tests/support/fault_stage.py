@@ -32,7 +32,7 @@ from jobs.chaos_feed import FeedPlan, messages
 from jobs.chaos_stage import Feed, fit_model, send, write_config
 from jobs.config.specs import kafka_settings
 from jobs.failpoints import VARIABLE
-from jobs.settings import Settings, load
+from jobs.settings import Settings, alone
 from models.registry import Registry
 from pipeline.errors import BrokerUnavailable, Unavailable
 
@@ -47,7 +47,7 @@ class Stage:
     def __init__(self, cluster: Cluster, folder: Path) -> None:
         self.cluster, self.folder = cluster, folder
         flags = {"kafka.bootstrap": cluster.bootstrap, "kafka.commit_timeout_s": 10.0}
-        self.settings: Settings = load(None, flags, environ={}).settings
+        self.settings: Settings = alone(flags)
         self.kafka = kafka_settings(self.settings)
         self.client = connect(self.kafka, "confluent")
         self.feed = Feed(f"faults-{uuid.uuid4().hex[:6]}")

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from connectors.history import ParquetHistory
 from jobs.console import Console
-from jobs.settings import load
+from jobs.settings import alone
 from jobs.simulate import CHANNELS, asset_name, simulate
 from pipeline.values import NS_PER_S, Alert, Position, Quality, Rows
 
@@ -46,7 +46,7 @@ def settings(folder: Path, **flags):
         "train.guard_s": 600,
         **flags,
     }
-    return load(None, flags, environ={}).settings
+    return alone(flags)
 
 
 def write_parquet(path: Path, x=None, first=0, rows=ROWS, pumps=range(PUMPS), **columns):
