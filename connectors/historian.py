@@ -159,9 +159,9 @@ class Historian:
         for offset, value in zip(polled.offset.tolist(), polled.value, strict=True):
             record = self._record(place, offset, value)
             scored = record.scored
-            first = scored.first if record.part == 0 else scored.next
+            begins = record.part == 0 or place not in self._whole
             self._whole[place] = self._whole.get(place, offset)
-            self._add_scores(place, record, first)
+            self._add_scores(place, record, scored.first if begins else scored.next)
             if record.last:
                 del self._whole[place]
                 self._scored[polled.partition] = scored.next
@@ -180,7 +180,8 @@ class Historian:
             table = scores_table(scored.topic, scored.assets, verdicts, push, schema)
         files = log_name(scored.topic, scored.partition)
         dataset = Dataset("scores", schema, "position")
-        self._wait(place, files, dataset, self._n).add(table, first, scored.next)
+        after = scored.next if record.last else scored.first  # a push is written when all its parts have come
+        self._wait(place, files, dataset, self._n).add(table, first, after)
         self.counts["scores"] += len(table)
 
     def _take_alerts(self, polled: Polled) -> None:

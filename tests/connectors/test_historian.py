@@ -56,12 +56,12 @@ def feed(topics: Topics, partition: int, count: int) -> None:
     topics.add("in", partition, [message(at, partition) for at in range(first, first + count)], marker=False)
 
 
-def committed(end: int = 70, step: int = 9, partitions: int = 2) -> Topics:
+def committed(end: int = 70, step: int = 9, partitions: int = 2, most: int = 4500) -> Topics:
     topics = Topics()
     for p in range(partitions):
         feed(topics, p, end)
         for first in range(0, end, step):
-            commit_push(topics, p, first, min(first + step, end))
+            commit_push(topics, p, first, min(first + step, end), most)
     topics.add("alerts", 0, [encode_alert(an_alert("theirs", feed="south"))])
     topics.logs.setdefault(("alerts", 1), [])
     topics.ends.setdefault(("alerts", 1), 0)
@@ -120,11 +120,12 @@ def undisturbed(tmp_path_factory):
     return files(root)
 
 
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=6)
 @given(data=st.data())
-def test_any_cuts_and_any_crashes_give_the_same_files(tmp_path_factory, undisturbed, data):
+def test_any_cuts_any_flushes_and_any_crashes_give_the_same_files(tmp_path_factory, undisturbed, data):
     root = tmp_path_factory.mktemp("run")
-    topics = committed(end=50)
+    topics = committed(end=50, most=3000)
+    assert len(topics.logs["scores", 0]) > 2 * 6  # a push has several records, and a poll may end after any
     steps = st.tuples(st.sampled_from([*STEPS, "before", "after"]), st.integers(1, 12))
     for name, turn in data.draw(st.lists(steps, max_size=4)):
         reach = at_turn(name, turn)
@@ -136,7 +137,9 @@ def test_any_cuts_and_any_crashes_give_the_same_files(tmp_path_factory, undistur
                     one.flush()
         except Crash:
             pass
-    run(topics, root)
+    one = historian(topics, root, cut=lambda: data.draw(st.integers(2, 12)))
+    while one.step(1000, 0):
+        one.flush()
     assert files(root) == undisturbed
 
 
@@ -226,6 +229,22 @@ def test_a_push_of_which_a_part_is_missing_is_read_again_from_its_first_part(tmp
     topics.logs["scores", 0].append(last)
     run(topics, tmp_path)
     assert offsets(tmp_path, "scores") == list(range(77))
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_push_that_a_flush_finds_open_is_written_when_its_last_part_has_come(tmp_path, parts):
+    topics = committed(end=9, partitions=1)
+    commit_push(topics, 0, 9, 80)
+    cuts = [1000, 1 + parts]  # of the input, and of the scores
+    one = historian(topics, tmp_path, cut=lambda: cuts.pop(0) if cuts else 1000)
+    one.step(1000, 0)
+    one.flush()
+    assert offsets(tmp_path, "scores") == list(range(6))
+    assert topics.committed["scores", 0].offset == topics.logs["scores", 0][1][0]
+    one.step(1000, 0)
+    one.flush()
+    assert offsets(tmp_path, "scores") == list(range(77))
+    assert topics.committed["scores", 0].offset == topics.logs["scores", 0][-1][0] + 1
 
 
 def test_a_log_that_is_scored_again_takes_the_place_of_what_was_there(tmp_path):
