@@ -140,21 +140,29 @@ def parquet_bytes(table: pa.Table) -> pa.Buffer:
     return out.getvalue()
 
 
-def retire(root: Path, before_ns: int, names: Sequence[str] = ("rows", "scores")) -> list[Path]:
-    """Remove the files of these datasets in which every record is older than an event time; return their paths.
+def retire(root: Path, feed: str, before_ns: int, names: Sequence[str] = ("rows", "scores")) -> list[Path]:
+    """Remove a feed's files of these datasets in which every record is older than an event time; return their paths.
 
-    A file that may still grow, the newest of its partition, stays.
+    Files that may still grow, those of the newest range of their log, stay.
+
+    Raises
+    ------
+    SinkUnavailable : a file cannot be removed.
+    StateError : a file is damaged.
     """
     gone = []
     for name in names:
-        newest: dict[str, Path] = {}
-        for path in sorted((root / name).glob("feed=*/date=*/*.parquet"), key=lambda p: p.stem.rsplit("-", 2)[1]):
-            newest[f"{path.parts[-3]}/{path.stem.rsplit('-', 2)[0]}"] = path
-        for path in (root / name).glob("feed=*/date=*/*.parquet"):
-            if path not in newest.values() and _largest(path, "ts_ns") < before_ns:
-                path.unlink()
+        files = sorted(feed_folder(root, name, feed).glob("date=*/*.parquet"))
+        log_and_range = [path.stem.rsplit("-", 2)[:2] for path in files]
+        newest = dict(sorted(log_and_range))
+        for path, (log, number) in zip(files, log_and_range, strict=True):
+            if number != newest[log] and _largest(path, "ts_ns") < before_ns:
+                try:
+                    path.unlink()
+                except OSError as error:
+                    raise SinkUnavailable(f"cannot remove {path}: {error.strerror}; mend its rights") from error
                 gone.append(path)
-    return sorted(gone)
+    return gone
 
 
 def before(table: pa.Table, key: str, stop: int) -> pa.Table:

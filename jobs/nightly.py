@@ -1,11 +1,12 @@
 """`midwatch nightly`: retrain or recalibrate on the confirmed-normal history, gate, promote. Made for cron.
 
 A night is a function of the history, the labels and the configuration. Run again on the same history it makes the same
-bundle, with the same id, and changes nothing.
+bundle, with the same id, and changes nothing. What it removes by `history.keep_days` is older than what it reads.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs import build
@@ -13,6 +14,7 @@ from jobs.confirmed import Confirmed, read_confirmed
 from jobs.train import conclude, fit_candidate, require_rows, retrain_spec
 from models.retraining import Candidate, recalibrated
 from pipeline.errors import BundleError
+from pipeline.values import NS_PER_DAY
 
 if TYPE_CHECKING:
     from jobs.console import Console
@@ -38,11 +40,21 @@ def nightly(settings: Settings, recalibrate_only: bool, as_of_ns: int | None, co
     champion = build.require_champion(settings) if recalibrate_only else None
     found = read_confirmed(settings, as_of_ns, t.recalibrate_days if recalibrate_only else t.days)
     _warn(found, console)
+    _retire(settings, found.as_of_ns, console)
     if champion is not None:
         candidate = _recalibrate(settings, champion, found)
     else:
         candidate = fit_candidate(settings, found.series, found.faults, found.told(), console)
     conclude(settings, candidate, True, found.told(), console)
+
+
+def _retire(settings: Settings, end_ns: int, console: Console) -> None:
+    from connectors.history_files import retire
+
+    h = settings.history
+    if h.keep_days != "off":
+        gone = retire(Path(h.root), settings.feed.name, end_ns - round(h.keep_days * NS_PER_DAY))
+        console.say(f"{len(gone)} files of the history were older than history.keep_days and are removed")
 
 
 def _recalibrate(settings: Settings, champion: Bundle, found: Confirmed) -> Candidate:

@@ -66,6 +66,14 @@ class Settings(BaseSettings):
             raise ConfigError("align.max_gap_s", gap, f"must be at least feed.period_s ({period})")
         return self
 
+    @model_validator(mode="after")
+    def _kept(self) -> Settings:
+        kept, learned = self.history.keep_days, max(self.train.days, self.train.recalibrate_days)
+        if kept != "off" and kept < learned:
+            fix = f"must be at least train.days and train.recalibrate_days ({learned:g}), which are read every night"
+            raise ConfigError("history.keep_days", kept, fix)
+        return self
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:

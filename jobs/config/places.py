@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
-from jobs.config.options import Section, listed, option
+from jobs.config.options import Off, Section, listed, option
 from pipeline.errors import ConfigError
 
 
@@ -89,6 +89,11 @@ class History(Section):
     root: str = option("var/history", "", "its folder", min_length=1)
     range_rows: int = option(131_072, "offsets", "one file holds so many of a partition; do not change it later", ge=1)
     pending_rows: int = option(524_288, "rows", "most that wait in the journal before they become Parquet", ge=1)
+    keep_days: Annotated[float, Field(gt=0)] | Off = option(
+        "off",
+        "days",
+        "with each `nightly`, files go in which all rows or scores are older; alerts stay; off: none goes",
+    )
 
 
 class Registry(Section):

@@ -282,10 +282,11 @@ def test_retiring_removes_whole_files_that_are_old_and_never_the_newest(tmp_path
     for first in range(0, 48, 8):
         push(history, first, first + 8)
     history.close()
-    gone = retire(tmp_path, T0 + 32 * SECOND, ["rows"])
+    gone = retire(tmp_path, "north", T0 + 32 * SECOND, ["rows"])
     assert [path.name.rsplit("-", 2)[1] for path in gone] == ["000000000000", "000000000001"]
     assert [record["offset"] for record in contents(tmp_path)["rows"]] == list(range(32, 48))
-    assert retire(tmp_path, T0 + 10**18, ["rows"]) == []
+    assert retire(tmp_path, "north", T0 + 10**18, ["rows"]) == []
+    assert retire(tmp_path, "south", T0 + 10**18) == []
     assert len(contents(tmp_path)["scores"]) == 45
 
 

@@ -142,6 +142,21 @@ def test_what_was_left_out_is_in_the_record_and_in_the_manifest(tmp_path):
     assert made["as_of_ns"] == at(pumps.ROWS - 1) + 1
 
 
+def test_a_history_that_is_kept_for_some_days_loses_older_files_and_the_night_is_the_same(tmp_path):
+    nights = {}
+    for keep, times in (("off", 1), (3.5, 2)):
+        folder = tmp_path / str(keep)
+        pumps.write_history(folder, alerts=[pumps.alert("a" * 16, "pump-01", 500, 540)], offsets_per_file=1000)
+        flags = {"train.days": 3.5, "train.recalibrate_days": 1, "history.keep_days": keep}
+        nights[keep] = [night(folder, **flags) for _ in range(times)]
+    names = {keep: [p.stem for p in (tmp_path / str(keep)).glob("history/rows/*/*/*.parquet")] for keep in nights}
+    ranges = {keep: sorted(int(name.rsplit("-", 2)[1]) for name in found) for keep, found in names.items()}
+    assert ranges == {"off": list(range(18)), 3.5: list(range(2, 18))}, "3.5 days are the last 15,120 of 18,000 rows"
+    assert len(list(tmp_path.glob("3.5/history/alerts/*/*/*.parquet"))) == 1
+    assert nights[3.5][0] == nights["off"][0]
+    assert nights[3.5][1]["id"] == nights[3.5][0]["id"]
+
+
 def test_recalibration_keeps_the_weights_and_twice_is_once(tmp_path):
     pumps.write_history(tmp_path)
     trained = night(tmp_path, as_of_ns=at(4000))

@@ -157,6 +157,8 @@ def test_a_secret_file_that_is_not_there_is_named():
         ({"train.members": "pcaa"}, "train.members[0]", ["must be 'pca', "]),
         ({"train.members": []}, "train.members", ["at least 1"]),
         ({"train.conv_kernels": "5,x"}, "train.conv_kernels[1]", ["valid integer"]),
+        ({"history.keep_days": 27}, "history.keep_days", ["train.days", "(28)"]),
+        ({"history.keep_days": 30, "train.recalibrate_days": 31}, "history.keep_days", ["recalibrate_days", "(31)"]),
         ({"kafka.slot": 1}, "kafka.slot", ["kafka.slots (1)"]),
         ({"kafka": "x"}, "kafka", ["must be a table"]),
         ({"run.device": "gpu"}, "run.device", ["pattern", "cuda:N"]),

@@ -77,11 +77,11 @@ def rows_of(x, ts_ns):
     )
 
 
-def write_history(folder: Path, x=None, alerts=(), rows=ROWS):
+def write_history(folder: Path, x=None, alerts=(), rows=ROWS, **options):
     """Write a history as the watch would have, of one partition."""
     made = fleet()
     x = made.x[:, :rows] if x is None else x
-    history = ParquetHistory(folder / "history", "pumps", CHANNELS)
+    history = ParquetHistory(folder / "history", "pumps", CHANNELS, **options)
     names = [asset_name(p) for p in range(x.shape[0])]
     one = rows_of(x, made.ts_ns[: x.shape[1]])
     history.append("readings", 0, names, [one], [], list(alerts), (0, len(one)))
