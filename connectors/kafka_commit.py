@@ -17,10 +17,10 @@ import msgspec
 
 from connectors.kafka_client import Client, Committed, Consumer, Producer
 from connectors.kafka_records import Count, Record, alert_record, dead_record, score_records, state_records
-from connectors.kafka_restore import OffsetNote, Restorer, note_of
+from connectors.kafka_restore import OffsetNote, Restorer
 from connectors.kafka_topics import check_topics
 from connectors.scores_topic import ScoresTopic
-from pipeline.errors import ConfigError, Fenced, PipelineError, StateError, Unavailable
+from pipeline.errors import ConfigError, Fenced, PipelineError, Rebalanced, StateError, Unavailable
 from pipeline.protocols import Batch, Restored
 from pipeline.values import Place
 
@@ -36,7 +36,7 @@ class KafkaCommitter:
     group : consumer group; its committed offsets are the positions.
     slot : this worker's number; its transactional id is `<group>-<slot>`.
     slots : how many there are: transactions of those that are no members of the group are ended where they stand in
-        the way. 0: no others' are.
+        the way. Without `group_metadata` nobody is a member, and nobody's are.
     group_metadata : of the consumer that reads as a member of the group, so that the broker refuses the commits of one
         that no longer is. None: partitions are not shared out by the group.
     state_topics : input topic -> compacted topic of at least as many partitions; partition p keeps p's state.
@@ -88,15 +88,17 @@ class KafkaCommitter:
         self._transactional_id = transactional_id(group, slot)
         self._owner = f"group {group!r}, slot {slot}, host {socket.gethostname()}, pid {os.getpid()}"
         self._counts: dict[Place, Count] = {}
+        self._last: dict[Place, Committed | None] = {}  # the group's offsets after our last commit, or restore
         self._over: PipelineError | None = None  # why this producer takes no more commits
-        self._doubtful = False  # the last commit may have been taken
-        self._proven = False  # this producer has committed
+        self._replaced = False  # this producer came after another one of ours, and what that left is not looked up yet
+        # Whether this producer has committed. Without members nobody fences it off but a newer process of its slot.
+        self._proven = group_metadata is None
         check_topics(client, alerts_topic, dead_topic, state_topics, scores.name if scores else "")
         self._restorer = Restorer(
             client,
             group,
             self._state_topics,
-            transactional_ids=[transactional_id(group, s) for s in range(slots)],
+            transactional_ids=[transactional_id(group, s) for s in range(slots)] if group_metadata else [],
             own_id=self._transactional_id,
             resume=resume,
             timeout_s=restore_timeout_s,
@@ -118,7 +120,7 @@ class KafkaCommitter:
         """
         self._state_topic(topic)
         found = self._restorer.find((topic, partition))
-        self._counts[topic, partition] = found.count
+        self._counts[topic, partition], self._last[topic, partition] = found.count, found.at
         return found.restored
 
     def rotation(self, topic: str, partition: int) -> tuple[int, int]:
@@ -139,14 +141,14 @@ class KafkaCommitter:
             return
         self._reopen()
         counts = {place: self._count(*place).next(self._every) for place in batch.positions}
-        if self._doubtful and self._was_taken(counts):
-            self._done(counts)
-            return
-        records = self._records(batch, counts)
         offsets = {
             place: Committed(position, msgspec.json.encode(OffsetNote(counts[place].n)).decode())
             for place, position in batch.positions.items()
         }
+        if self._replaced and self._was_taken(offsets):
+            self._done(counts, offsets)
+            return
+        records = self._records(batch, counts)
         try:
             self._send(records, offsets)
         except Fenced as failed:
@@ -163,10 +165,9 @@ class KafkaCommitter:
         try:
             self._producer.commit()
         except PipelineError as failed:
-            self._doubtful = True
             raise self._aborted(failed, broken=True) from failed
         self._at_step("after_commit")
-        self._done(counts)
+        self._done(counts, offsets)
 
     def close(self) -> None:
         """Let go of the connections."""
@@ -186,9 +187,10 @@ class KafkaCommitter:
             self._producer.send_offsets(offsets, self._group_metadata())
         self._at_step("after_send_offsets")
 
-    def _done(self, counts: Mapping[Place, Count]) -> None:
+    def _done(self, counts: Mapping[Place, Count], offsets: Mapping[Place, Committed]) -> None:
         self._counts.update(counts)
-        self._doubtful, self._proven = False, True
+        self._last.update(offsets)
+        self._replaced, self._proven = False, True
 
     def _aborted(self, failed: PipelineError, broken: bool = False) -> PipelineError:
         """Abort the transaction; return the error to raise. Where even that fails, a new producer is needed."""
@@ -220,7 +222,7 @@ class KafkaCommitter:
 
     def _replace_producer(self) -> None:
         broken, self._producer = self._producer, self._open_producer()
-        self._over = None
+        self._over, self._replaced = None, True
         broken.close()
 
     def _reopen(self) -> None:
@@ -231,12 +233,30 @@ class KafkaCommitter:
             raise self._over
         self._replace_producer()
 
-    def _was_taken(self, counts: Mapping[Place, Count]) -> bool:
-        """Return whether the commit that ended in doubt counts: all its partitions have its number, or none has."""
-        for place, count in counts.items():
-            at = self._restorer.committed(place)
-            return at is not None and note_of(place, at, self._group).n == count.n
-        return False
+    def _was_taken(self, offsets: Mapping[Place, Committed]) -> bool:
+        """Return whether a commit counts already: asked once a new producer has shut out all others of the slot.
+
+        It has taken the slot from whoever held it. If that was a newer process which has committed meanwhile, nothing
+        of ours may follow. Without a group to refuse us, that is asked of all our partitions.
+
+        Raises
+        ------
+        Fenced : a newer process of the slot has committed.
+        Rebalanced : another member of the group has; the poll will tell which partitions went away.
+        """
+        before = {place: self._last[place] for place in (self._last if self._alone is not None else offsets)}
+        found = {place: self._restorer.committed(place) for place in before}
+        if found == before:
+            self._replaced = not offsets
+            return False
+        if offsets and found == {**before, **offsets}:
+            return True
+        others = ", ".join(f"{t}[{p}]" for t, p in found if found[t, p] not in (before[t, p], offsets.get((t, p))))
+        said = f"{others or sorted(found)}: another process has committed meanwhile"
+        if self._alone is None:
+            raise Rebalanced(f"{said} ({self._owner})")
+        self._over = Fenced(f"{said}, a newer process of the same slot ({self._owner})")
+        raise self._over
 
     def _count(self, topic: str, partition: int) -> Count:
         if (topic, partition) not in self._counts:

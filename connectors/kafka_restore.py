@@ -33,9 +33,10 @@ class OffsetNote(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A partition's last commit. `restored` is None before the first."""
+    """A partition's last commit. `restored` is None before the first; `at`: what the group's offsets say of it."""
 
     count: Count
+    at: Committed | None
     restored: Restored | None
 
 
@@ -44,8 +45,9 @@ class Restorer:
 
     Parameters
     ----------
-    transactional_ids : of all slots. A transaction left open by one that is no member of the group is ended here, or
-        its partitions could not be read before the broker gives up on it: its timeout, and up to 10 s more.
+    transactional_ids : of all slots, where they are members of the group; else none. A transaction left open by one
+        that is no member any more is ended here, or its partitions could not be read before the broker gives up on it:
+        its timeout, and up to 10 s more.
     own_id : the transactional id that is ours.
     resume : go on with the state alone where the committed offset has expired, and at the oldest message there is
         where the next one has; else both are errors.
@@ -98,12 +100,12 @@ class Restorer:
         self._require_same_commit(place, at, n, state)
         count = Count(newest.n, newest.every, newest.since)
         if not newest.n:
-            return Found(Count(), None)
+            return Found(Count(), at, None)
         missed = first - newest.position
         if missed > 0 and not self._resume:
             raise out_of_range(*place, newest.position, first, end)
         restored = Restored(newest.position, state.assets, state.deltas, newest.model_id)
-        return Found(count, restored if missed <= 0 else replace(restored, position=first, missed=missed))
+        return Found(count, at, restored if missed <= 0 else replace(restored, position=first, missed=missed))
 
     def committed(self, place: Place) -> Committed | None:
         """Return the committed offset once no transaction over it is pending; end one whose owner is gone."""
@@ -146,6 +148,8 @@ class Restorer:
 
     def _end_left_open(self) -> None:
         """End the transactions of slots that nobody holds now."""
+        if not self._ids:
+            return
         try:
             alive = self._client.owners(self._group)
             for gone in set(self._ids) - alive.keys() - {self._own_id}:

@@ -138,12 +138,30 @@ def test_what_a_dead_worker_left_open_is_ended_by_the_next_owner(feed: FeedTopic
     nobody_else = feed.committer(library, slot=0, restore_timeout_s=1.0)
     with pytest.raises(BrokerUnavailable):
         nobody_else.restore(*place)
-    second = feed.committer(library, slot=0, slots=2, restore_timeout_s=20.0)
+    second = feed.committer(library, slot=0, slots=2, group_metadata=reader.group_metadata, restore_timeout_s=20.0)
     restored = second.restore(*place)
     assert restored is not None
     assert restored.position == 10
     assert feed.read(feed.alerts) == []
     for one in (nobody_else, second, reader, dead):
+        one.close()
+
+
+def test_a_slot_that_is_no_member_of_the_group_ends_nobody_s_transaction(feed: FeedTopics, library: str) -> None:
+    place = (feed.input, 0)
+    feed.feed([b"."] * 30)
+    client = feed.client(library)
+    reader = client.consumer(feed.group)
+    working = client.producer(transactional_id(feed.group, 1))
+    working.init_transactions()
+    working.begin()
+    working.send_offsets({place: Committed(20, '{"n":1}')}, reader.group_metadata())
+    waiting = feed.committer(library, slot=0, slots=2, restore_timeout_s=1.0)
+    with pytest.raises(BrokerUnavailable):
+        waiting.restore(*place)
+    working.commit()
+    assert reader.committed(*place, 10.0) == Committed(20, '{"n":1}')
+    for one in (waiting, reader, working):
         one.close()
 
 

@@ -20,7 +20,7 @@ from connectors.kafka_client import Committed, NewTopic
 from connectors.kafka_commit import KafkaCommitter
 from connectors.kafka_state import delta_records
 from connectors.kafka_topics import create_topics
-from pipeline.errors import BrokerUnavailable, ConfigError, StateError
+from pipeline.errors import BrokerUnavailable, ConfigError, Fenced, Rebalanced, StateError
 from pipeline.protocols import AssetState, Batch, Committer, Restored
 
 pytestmark = pytest.mark.kafka
@@ -139,7 +139,7 @@ def test_a_process_that_dies_in_a_commit_leaves_all_of_it_or_nothing(
     finish(worker)
     assert worker.returncode == 9
     restored = opened().restore(*place)  # fences the dead worker off, and ends its transaction
-    seqs = [decode_alert(value or b"").seq for _, value in feed.read(feed.alerts)]
+    seqs = seqs_of(feed)
     if step == "after_commit":
         dead = [AssetState("pump-7", b"columns of the dead", b"window of the dead")]
         assert (restored, seqs) == (restored_as(200, dead), [0, 1])
@@ -217,6 +217,89 @@ def test_a_second_process_of_the_same_slot_fences_the_first_off(feed: FeedTopics
     assert second.restore(*place) == restored_as(10, states("a"))
     second.commit(Batch({place: 30}, [an_alert(1)]))
     assert len(feed.read(feed.alerts)) == 2
+
+
+def test_a_process_that_was_superseded_before_its_first_commit_does_not_take_the_slot_back(
+    feed: FeedTopics, opened: Open
+) -> None:
+    place = (feed.input, 0)
+    opened().commit(Batch({place: 10}, states={place: states("a")}))
+    frozen = opened()
+    frozen.restore(*place)
+    newer = opened()
+    newer.commit(Batch({place: 30}, [an_alert(0)], states={place: states("a", mark="newer")}))
+    with pytest.raises(Fenced):
+        frozen.commit(Batch({place: 20}, [an_alert(1)], states={place: states("a", mark="stale")}))
+    newer.commit(Batch({place: 40}, [an_alert(2)]))
+    assert newer.restore(*place) == restored_as(40, states("a", mark="newer"))
+    assert sorted(seqs_of(feed)) == [0, 2]
+
+
+def lost_under(committer: KafkaCommitter, batch: Batch, monkeypatch: pytest.MonkeyPatch, taken: bool) -> None:
+    """Commit with a connection that breaks before, or after, the broker has taken the commit."""
+    commit = committer._producer.commit
+
+    def lost() -> None:
+        if taken:
+            commit()
+        raise BrokerUnavailable("the connection broke")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(committer._producer, "commit", lost)
+        with pytest.raises(BrokerUnavailable, match="broke"):
+            committer.commit(batch)
+
+
+@pytest.mark.parametrize("position", [20, 15])
+def test_a_commit_in_doubt_is_not_taken_for_one_that_a_newer_process_made_meanwhile(
+    position: int, feed: FeedTopics, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = (feed.input, 0), (feed.input, 1)
+    older = opened()
+    older.commit(Batch({here: 10, there: 10}))
+    batch = Batch({here: 20}, [an_alert(1)])
+    lost_under(older, batch, monkeypatch, taken=False)
+    newer = opened()
+    newer.commit(Batch({here: 15}, [an_alert(0)]) if position == 15 else Batch({there: 20}, [an_alert(0)]))
+    for _ in range(2):
+        with pytest.raises(Fenced, match="another process has committed meanwhile"):
+            older.commit(batch)
+    assert seqs_of(feed) == [0]
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_commit_in_doubt_is_published_once(
+    taken: bool, feed: FeedTopics, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = (feed.input, 0), (feed.input, 1)
+    committer = opened()
+    committer.commit(Batch({here: 10}))
+    batch = Batch({here: 20, there: 5}, [an_alert(0)])
+    lost_under(committer, batch, monkeypatch, taken)
+    committer.commit(batch)
+    committer.commit(Batch({here: 30}, [an_alert(1)]))
+    assert sorted(seqs_of(feed)) == [0, 1]
+    assert committer.restore(*here) == restored_as(30, [])
+
+
+def test_a_commit_in_doubt_of_which_a_partition_has_moved_on_is_asked_for_the_rest(
+    library: str, feed: FeedTopics, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = (feed.input, 0), (feed.input, 1)
+    reader = feed.client(library).consumer(feed.group)
+    member = opened(group_metadata=reader.group_metadata)
+    batch = Batch({here: 20, there: 20}, [an_alert(0)])
+    lost_under(member, batch, monkeypatch, taken=True)
+    opened(slot=1).commit(Batch({there: 30}))
+    with pytest.raises(Rebalanced, match=r"in-\w+\[1\]: another process"):
+        member.commit(batch)
+    member.commit(Batch({here: 20}, [an_alert(0)]))
+    assert seqs_of(feed) == [0]
+    reader.close()
+
+
+def seqs_of(feed: FeedTopics) -> list[int]:
+    return [decode_alert(value or b"").seq for _, value in feed.read(feed.alerts)]
 
 
 @once
