@@ -173,7 +173,7 @@ def _copy(source: Float32, first: int, floor: np.float32, to: Float32, at: int, 
     """Copy values, none below `floor`. Indices are unsigned: signed ones would each be asked if they count back."""
     for i in range(np.uintp(count)):
         value = source[np.uintp(first) + i]
-        to[np.uintp(at) + i] = value if value > floor else floor  # `max` would ask which of them is NaN
+        to[np.uintp(at) + i] = floor if value < floor else value  # NaN stays; `max` would ask which it is
 
 
 @njit(nogil=True, cache=True)

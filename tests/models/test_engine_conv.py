@@ -51,3 +51,14 @@ def test_where_a_window_lies_in_memory_changes_no_bit():
     apart = torch.zeros(8, 37)[:, 3:33]
     apart.copy_(x)
     assert torch.equal(member.expect(apart).clone(), member.expect(x))
+
+
+def test_a_network_that_overflows_does_not_look_finite():
+    module, member = member_of(*CASES[1])
+    x = torch.full((8, 30), 3e38)
+    x[:, ::2] *= -1
+    with torch.inference_mode():
+        for p in module.parameters():
+            p.mul_(1e30)
+        assert not torch.isfinite(UnfoldedConv(module, 30, Workspace(FALLBACK)).expect(x)).any()
+    assert torch.isfinite(member.expect(torch.ones(8, 30))).all()
