@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from connectors.kafka_client import Client, Member
-from connectors.kafka_source import KnownPartitions, checked_start, start_offsets
+from connectors.kafka_source import KnownPartitions, checked_start, start_offset
 from pipeline.values import Place, Polled
 
 log = logging.getLogger(__name__)
@@ -72,15 +72,21 @@ class KafkaGroupSource:
             lost, self._lost = self._lost, []
             return lost
 
-    def seek(self, topic: str, partition: int, offset: int | None) -> None:
-        """Let a partition go on at an offset; None: where `start` says. One that was lost meanwhile stays lost."""
+    def seek(self, topic: str, partition: int, offset: int | None) -> int | None:
+        """Let a partition go on at an offset; None: where `start` says. One that was lost meanwhile stays lost.
+
+        Returns the offset where `latest` is now: the next worker would not find it there again.
+        """
         place = (topic, partition)
+        to_note = offset is None and self._start == "latest"
         if offset is None:
-            offset = start_offsets(self._consumer, [place], self._start)[place]
+            offset = start_offset(self._consumer, place, self._start)
         with self._lock:
-            if place in self._mine:
-                self._consumer.begin(topic, partition, offset)
-                self._next[place] = offset
+            if place not in self._mine:
+                return None
+            self._consumer.begin(topic, partition, offset)
+            self._next[place] = offset
+        return offset if to_note else None
 
     def poll(self, max_rows: int, timeout_s: float) -> list[Polled]:
         """Gather messages until there are `max_rows`, `max_bytes`, or `timeout_s` has passed.

@@ -65,8 +65,10 @@ class KafkaSource:
         """Return nothing: a slot keeps its partitions."""
         return ()
 
-    def seek(self, topic: str, partition: int, offset: int | None) -> None:
+    def seek(self, topic: str, partition: int, offset: int | None) -> int | None:
         """Go on at an offset; None: where `start` says.
+
+        Returns the offset where `latest` is now: the next process would not find it there again.
 
         Raises
         ------
@@ -76,15 +78,14 @@ class KafkaSource:
         if place not in self._places:
             raise StateError(f"topic {topic!r}, partition {partition} is not read by this slot")
         if offset is None:
-            return
+            self._go_on(place, offset := start_offset(self._consumer, place, self._start))
+            return offset if self._start == "latest" else None
         first = self._consumer.first_offsets([place], _ANSWER_S)[place]
         end = self._consumer.end_offsets([place], _ANSWER_S)[place]
         if not first <= offset <= end:
             raise out_of_range(topic, partition, offset, first, end)
-        if self._assigned:
-            self._consumer.seek(topic, partition, offset)
-        else:
-            self._sought[place] = offset
+        self._go_on(place, offset)
+        return None
 
     def poll(self, max_rows: int, timeout_s: float) -> list[Polled]:
         """Gather messages until there are `max_rows`, `max_bytes`, or `timeout_s` has passed.
@@ -114,11 +115,18 @@ class KafkaSource:
         """Let go of the connections."""
         self._consumer.close()
 
+    def _go_on(self, place: Place, offset: int) -> None:
+        if self._assigned:
+            self._consumer.seek(*place, offset)
+        else:
+            self._sought[place] = offset
+
     def _assign(self) -> None:
         """Assign all partitions at once, when the first poll knows where each of them goes on."""
-        unsought = [place for place in self._places if place not in self._sought]
-        starts = start_offsets(self._consumer, unsought, self._start) if unsought else {}
-        self._consumer.assign({place: self._sought.get(place, starts.get(place, 0)) for place in self._places})
+        for place in self._places:
+            if place not in self._sought:
+                self._sought[place] = start_offset(self._consumer, place, self._start)
+        self._consumer.assign(self._sought)
         self._assigned = True
 
 
@@ -134,10 +142,10 @@ def checked_start(start: str) -> str:
     return start
 
 
-def start_offsets(consumer: Consumer, places: Sequence[Place], start: str) -> dict[Place, int]:
-    """Return where partitions start that are not sought to."""
+def start_offset(consumer: Consumer, place: Place, start: str) -> int:
+    """Return where a partition starts that was never committed."""
     ask = consumer.first_offsets if start == "earliest" else consumer.end_offsets
-    return ask(places, _ANSWER_S)
+    return ask([place], _ANSWER_S)[place]
 
 
 class KnownPartitions:

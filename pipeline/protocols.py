@@ -79,8 +79,11 @@ class Source(Protocol):
         """
         ...
 
-    def seek(self, topic: str, partition: int, offset: int | None) -> None:
-        """Go on at an offset; None: where this source starts by itself."""
+    def seek(self, topic: str, partition: int, offset: int | None) -> int | None:
+        """Go on at an offset; None: where this source starts by itself.
+
+        Returns an offset if that is a start which would be elsewhere later: it is to be committed at once.
+        """
         ...
 
     def poll(self, max_rows: int, timeout_s: float) -> list[Polled]:

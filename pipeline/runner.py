@@ -85,11 +85,13 @@ class Runner:
         self._spawn = spawn
         self._going: set[Place] = set()  # partitions that are read
         self._restoring: dict[Place, Future[Restored | None]] = {}
+        self._starts: dict[Place, int] = {}  # of partitions that were never committed, to be committed at once
         self._held: list[Polled] = []  # read while a commit was tried again
 
     def step(self) -> Step | None:
         """Take what is there, through to the commit. None: nothing was there."""
         self.follow()
+        self._commit_starts()
         polled, self._held = self._held, []
         polled += self._source.poll(self._max_rows, self._interval_s)
         self._forget_lost()
@@ -135,13 +137,22 @@ class Runner:
         if restored is not None:
             self._given(*place, restored)
             self.chain.restore(*place, restored)
-        self._source.seek(*place, None if restored is None else restored.position)
+        start = self._source.seek(*place, None if restored is None else restored.position)
         self._going.add(place)
+        if start is not None:
+            self._starts[place] = start
+
+    def _commit_starts(self) -> None:
+        """Commit where partitions start, or what comes before their first commit would be lost to a restart."""
+        if self._starts:
+            starts, self._starts = self._starts, {}
+            self._commit(Batch(starts))
 
     def _forget_lost(self) -> None:
         for place in self._source.lost():
             self._going.discard(place)
             self._restoring.pop(place, None)
+            self._starts.pop(place, None)
             self._held = [p for p in self._held if (p.topic, p.partition) != place]
             self.chain.drop(*place)
 

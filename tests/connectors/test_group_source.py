@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pytest
+
 from connectors.kafka_client import Member
 from connectors.kafka_group_source import KafkaGroupSource
 from connectors.memory import messages
@@ -24,14 +26,20 @@ class Consumer:
     def seek(self, topic, partition, offset):
         self.sought.append((topic, partition, offset))
 
+    def first_offsets(self, places, timeout_s):
+        return dict.fromkeys(places, 3)
+
+    def end_offsets(self, places, timeout_s):
+        return dict.fromkeys(places, 8)
+
     def poll(self, max_rows, max_bytes, timeout_s):
         return self.polls.pop(0) if self.polls else []
 
 
-def opened():
+def opened(start="earliest"):
     consumer = Consumer()
     client = SimpleNamespace(consumer=lambda group, member: consumer, topics=lambda timeout_s: {"in": 2})
-    return consumer, KafkaGroupSource(client, ["in"], "group", member=Member("slot-0"))
+    return consumer, KafkaGroupSource(client, ["in"], "group", member=Member("slot-0"), start=start)
 
 
 def test_nothing_is_delivered_of_a_partition_that_was_not_begun():
@@ -58,6 +66,16 @@ def test_a_partition_that_was_taken_meanwhile_is_not_begun():
     consumer, source = opened()
     source.seek(*ONE, 7)
     assert consumer.begun == []
+
+
+@pytest.mark.parametrize(("start", "begins", "to_note"), [("earliest", 3, None), ("latest", 8, 8)])
+def test_only_a_start_that_moves_is_to_be_noted(start, begins, to_note):
+    consumer, source = opened(start)
+    consumer.given([ONE])
+    assert source.seek(*ONE, None) == to_note
+    assert source.seek(*TWO, None) is None
+    assert consumer.begun == [("in", 0, begins)]
+    assert source.seek(*ONE, 5) is None
 
 
 def test_what_a_client_reads_again_is_left_out_and_it_is_told_where_to_go_on():

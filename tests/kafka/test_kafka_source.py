@@ -6,13 +6,17 @@ from typing import Any
 import confluent_kafka.admin
 import pytest
 from confluent_kafka import TopicPartition
+from fold_fleet import chain
 from kafka_fixture import LIBRARIES, Broker, FeedTopics, until
 
-from connectors.kafka_client import NewTopic
+from connectors.kafka_client import Member, NewTopic
+from connectors.kafka_commit import transactional_id
+from connectors.kafka_group_source import KafkaGroupSource
 from connectors.kafka_source import KafkaSource
 from pipeline.errors import BrokerUnavailable, ConfigError, StateError
 from pipeline.protocols import Source
-from pipeline.values import Polled
+from pipeline.runner import Runner, Step
+from pipeline.values import Place, Polled
 
 pytestmark = pytest.mark.kafka
 
@@ -95,6 +99,41 @@ def test_from_the_latest_only_new_messages_are_read(feed: FeedTopics, opened: Op
     assert source.poll(100, 0.2) == []
     feed.feed(some(2, "new"), 0)
     assert bodies(source, 2) == some(2, "new")
+
+
+@once
+@pytest.mark.parametrize("assignment", ["group", "fixed"])
+def test_what_comes_to_a_partition_that_was_quiet_is_read_after_a_restart_from_the_latest(
+    assignment: str, feed: FeedTopics, library: str
+) -> None:
+    feed.feed(some(3, "old"), 0)
+    _, quiet = quietly(feed, library, assignment)
+    assert quiet == []
+    feed.feed(some(2, "new"), 0)
+    positions, read = quietly(feed, library, assignment)
+    assert (positions[feed.input, 0], read) == (5, some(2, "new"))
+
+
+def quietly(feed: FeedTopics, library: str, assignment: str) -> tuple[dict[Place, int], list[bytes | None]]:
+    """Let a worker run until it has begun and nothing more comes; return where it got to and what it read."""
+    client, steps = feed.client(library), list[Step]()
+    source: KafkaSource | KafkaGroupSource
+    if assignment == "group":
+        name = transactional_id(feed.group, 0)
+        source = KafkaGroupSource(client, [feed.input], feed.group, member=Member(name, 2.0), start="latest")
+        committer = feed.committer(library, group_metadata=source.group_metadata)
+    else:
+        source = KafkaSource(client, [feed.input], feed.group, start="latest")
+        committer = feed.committer(library)
+    runner = Runner(chain("pca"), source, committer, commit_interval_s=0.1, observe=steps.append)
+    until(lambda: runner.step() is None and len(runner._going) == 2, 30.0)
+    for _ in range(5):
+        runner.step()
+    places = source.partitions()
+    positions = {place: restored.position for place in places if (restored := committer.restore(*place)) is not None}
+    source.close()
+    committer.close()
+    return positions, [value for step in steps for polled in step.polled for value in polled.value]
 
 
 @once

@@ -152,6 +152,33 @@ def test_a_partition_that_comes_back_goes_on_from_what_was_committed_of_it_not_f
     assert committer.alerts == undisturbed.alerts
 
 
+class LatestSource(MovingSource):
+    """Starts at the end of its log."""
+
+    def seek(self, topic, partition, offset):
+        start = None if offset is not None else len(LINES)
+        super().seek(topic, partition, len(LINES) if offset is None else offset)
+        return start
+
+
+def test_where_a_partition_starts_is_committed_before_anything_came_if_it_would_be_elsewhere_later():
+    source, committer = LatestSource(ONE, TWO), MemoryCommitter()
+    loop = runner(source, committer)
+    assert loop.step() is None
+    assert [b.positions for b in committer.commits] == [{ONE: len(LINES), TWO: len(LINES)}]
+    assert loop.step() is None
+    again = runner(LatestSource(ONE, TWO), committer)
+    assert again.step() is None
+    assert len(committer.commits) == 1
+
+
+def test_the_start_of_a_partition_that_went_away_is_not_committed():
+    source = LatestSource(ONE, TWO)
+    committer = RebalancingCommitter(source, away=TWO)
+    runner(source, committer).step()
+    assert [b.positions for b in committer.commits] == [{ONE: len(LINES)}]
+
+
 def test_a_restore_that_fails_for_now_is_tried_again_and_one_that_fails_for_good_ends_the_run():
     errors = [BrokerUnavailable("soon"), StateError("never")]
 
