@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from jobs import build
-from jobs.beside import Beside
+from jobs.beside import Beside, side_by_side
 from jobs.hot import busy, hot
 from jobs.stopping import until_signal
 from pipeline.chain import Chain
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _LOOK_S = 1.0  # how often the champion's pointer is looked at
 _TELL_S = 10.0
+_CLOSE_S = 5.0  # what letting go of the brokers may take
 _FLUSH_S = 60.0  # how old the newest rows may be that a nightly job sees; they are on disk before that
 
 
@@ -68,10 +69,14 @@ def _watch(settings: Settings, console: Console, told: Callable[[Step], None] | 
     )
     try:
         with until_signal() as stopped:
-            runner.run(lambda: stopped() or watch.between())
+            runner.run(stopped, watch.between)
     finally:
-        feed.source.close()
-        feed.committer.close()
+        closes = [feed.source.close, feed.committer.close]
+        if from_kafka:  # whose clients wait for brokers that are away
+            side_by_side(closes, _CLOSE_S)
+        else:
+            for close in closes:
+                close()
         if history is not None:
             history.close()
     watch.tell()
@@ -116,8 +121,8 @@ class _Watch:
                 f"{topic}[{partition}]: {restored.missed} messages have expired unread, going on at {restored.position}"
             )
 
-    def between(self) -> bool:
-        """Do between two steps what is due; never asks to stop."""
+    def between(self) -> None:
+        """Do between two steps what is due."""
         now = time.monotonic()
         if now - self._looked >= _LOOK_S:
             self._looked = now
@@ -128,7 +133,6 @@ class _Watch:
         if now - self._flushed >= _FLUSH_S:
             self._flushed = now
             self._flush()
-        return False
 
     def follow_champion(self) -> None:
         """Serve the champion if it is another than the one that serves. One that does not fit is told once."""

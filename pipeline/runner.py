@@ -16,7 +16,7 @@ from functools import partial
 from typing import TypeVar
 
 from pipeline.chain import Chain
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, Rebalanced
 from pipeline.protocols import Batch, Committer, History, Restored, Source
 from pipeline.values import Alert, Output, Place, Polled, Scored, Verdicts
 
@@ -86,6 +86,7 @@ class Runner:
         self._going: set[Place] = set()  # partitions that are read
         self._restoring: dict[Place, Future[Restored | None]] = {}
         self._starts: dict[Place, int] = {}  # of partitions that were never committed, to be committed at once
+        self._stop: Callable[[], bool] = lambda: False
         self._held: list[Polled] = []  # read while a commit was tried again
 
     def step(self) -> Step | None:
@@ -107,9 +108,14 @@ class Runner:
         self._observe(done)
         return done
 
-    def run(self, stop: Callable[[], bool]) -> None:
-        """Step until `stop` says so or a finite source has ended."""
+    def run(self, stop: Callable[[], bool], between: Callable[[], None] = lambda: None) -> None:
+        """Step until `stop` says so or a finite source has ended; `between` is called before each step.
+
+        A commit for which a broker is missing is not tried again once `stop` says so.
+        """
+        self._stop = stop
         while not stop():
+            between()
             if self.step() is None and not self._restoring and self._source.ended():
                 break
 
@@ -165,13 +171,15 @@ class Runner:
     def _commit(self, batch: Batch) -> None:
         """Commit, again after errors that pass; what is of partitions that went away meanwhile is left out.
 
-        Polling goes on between two attempts, or the group would take this worker for dead.
+        Polling goes on between two attempts, or the group would take this worker for dead. A watch that is to stop
+        does not wait for brokers: its last commit is the next one's to make.
         """
         for attempt in range(_ATTEMPTS):
             try:
                 self._committer.commit(batch)
             except PipelineError as failed:
-                if not failed.retriable or attempt == _ATTEMPTS - 1:
+                stops = self._stop() and not isinstance(failed, Rebalanced)
+                if not failed.retriable or attempt == _ATTEMPTS - 1 or stops:
                     raise
                 self._held += self._source.poll(1, self._interval_s)
                 self._forget_lost()

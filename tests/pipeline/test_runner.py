@@ -90,6 +90,27 @@ def test_a_commit_that_never_succeeds_is_an_error_in_the_end():
         runner(source, RebalancingCommitter(source, times=10**6)).step()
 
 
+@pytest.mark.parametrize(("error", "attempts"), [(BrokerUnavailable, 2), (Rebalanced, 20)])
+def test_a_watch_that_is_to_stop_waits_for_a_group_that_moves_but_not_for_a_broker(error, attempts):
+    made = []
+
+    class Failing(MemoryCommitter):
+        def commit(self, batch):
+            made.append(batch)
+            raise error("no")
+
+    with pytest.raises(error):
+        runner(MovingSource(ONE), Failing()).run(lambda: len(made) >= 2)
+    assert len(made) == attempts
+
+
+def test_what_is_due_between_steps_is_done_before_each():
+    told = []
+    loop = Runner(chain("pca"), MovingSource(ONE), MemoryCommitter(), max_rows=200, observe=told.append)
+    loop.run(lambda: told.count("between") == 3, lambda: told.append("between"))
+    assert [entry == "between" for entry in told] == [True, False] * 3
+
+
 def test_an_error_that_does_not_pass_is_not_tried_again():
     committer = MemoryCommitter()
     committer.fail_next(1, StateError("no"))
