@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.errors import SinkUnavailable
+from pipeline.errors import InUse, SinkUnavailable
 
 _BLOCK = 1 << 20
 
@@ -18,7 +18,8 @@ class GrowingFile:
 
     Raises
     ------
-    SinkUnavailable : on opening and appending, when the disk does not take it; another process has the file.
+    SinkUnavailable : on opening and appending, when the disk does not take it.
+    InUse : another process has the file.
     """
 
     def __init__(self, path: Path, *, wait: bool = False) -> None:
@@ -36,11 +37,15 @@ class GrowingFile:
         self.size = os.fstat(self._fd).st_size
 
     def _claim(self) -> None:
+        """Lock the file, and see that it still has its name: whoever had it may have put another one in its place."""
         try:
             fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            mine = os.path.samestat(os.fstat(self._fd), self.path.stat())
+        except OSError:
+            mine = False
+        if not mine:
             self.close()
-            raise SinkUnavailable(f"{self.path} is in use by another process: stop it, or use another file") from error
+            raise InUse(f"{self.path} is in use by another process: stop it, or use another file")
 
     def append(self, body: bytes) -> None:
         """Write at the end; not on disk before `sync`."""
@@ -62,6 +67,10 @@ class GrowingFile:
             os.fsync(self._fd)
         except OSError as error:
             raise SinkUnavailable(f"cannot write to {self.path}: {error.strerror}; check the disk") from error
+
+    def rename(self, path: Path) -> None:
+        """Put the file, locked as it is, in the place of another one."""
+        self.path = self.path.replace(path)
 
     def truncate(self, size: int) -> None:
         """Cut off what lies beyond `size`."""

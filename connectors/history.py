@@ -8,14 +8,21 @@
 The files are those of `history_files`. What a push brings goes to the journal first, and is on disk when `append`
 returns; the Parquet files follow when enough has gathered. A push that comes again, after a crash, drops everything
 from its first offset on and takes its place.
+
+A journal is locked by the process that has the partition. One that loses it lets go of the journal as it is, pushes
+that were not committed among them: the next owner, on the same root, begins where the last commit ended and puts its
+own in their place.
 """
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -23,8 +30,12 @@ import pyarrow as pa
 from connectors.history_files import RangeFiles, Step, before, feed_folder, from_, log_name
 from connectors.history_journal import Journal
 from connectors.history_tables import alerts_table, datasets, rows_table, scores_table
-from pipeline.errors import SinkUnavailable
+from pipeline.errors import InUse, PipelineError
 from pipeline.values import Alert, Rows, Verdicts
+
+_logger = logging.getLogger(__name__)
+
+_TOLD_AFTER: Final = 50  # refusals: an owner that is alive lets go within a few
 
 
 @dataclass(slots=True)
@@ -55,7 +66,7 @@ class ParquetHistory:
     ------
     ConfigError : a channel has the name of another column.
     SinkUnavailable : the folder cannot be written to.
-    StateError : `append` found a file of this log that is damaged.
+    StateError : `take` or `append` found a file of this log that is damaged.
     """
 
     def __init__(
@@ -75,6 +86,32 @@ class ParquetHistory:
         self._most = pending_rows
         self._reach = reach
         self._logs: dict[str, _Log] = {}
+        self._refused: Counter[str] = Counter()  # log -> how often in a row another process had it
+
+    def take(self, topic: str, partition: int) -> None:
+        """Open a partition's journal, with what an earlier owner left in it.
+
+        Raises
+        ------
+        InUse : its last owner has not let go of it yet.
+        """
+        name = log_name(topic, partition)
+        try:
+            self._log(name)
+        except InUse as error:
+            self._refused[name] += 1
+            if self._refused[name] == _TOLD_AFTER:
+                _logger.warning("%s[%d] waits: %s", topic, partition, error)
+            raise
+        self._refused.pop(name, None)
+
+    def drop(self, topic: str, partition: int) -> None:
+        """Let go of a partition's journal; its next owner goes on with what is in it."""
+        name = log_name(topic, partition)
+        self._refused.pop(name, None)
+        gone = self._logs.pop(name, None)
+        if gone is not None:
+            gone.journal.close()
 
     def append(
         self,
@@ -91,6 +128,7 @@ class ParquetHistory:
         Raises
         ------
         SinkUnavailable : the disk did not take it; the same push can be tried again.
+        InUse : another process has the partition.
         """
         first, after = position
         log = self._log(log_name(topic, partition))
@@ -109,7 +147,7 @@ class ParquetHistory:
 
     def flush(self) -> None:
         """Put everything that waits into Parquet, for readers that look now."""
-        self._take_up()
+        self._publish_left_over()
         for log in self._logs.values():
             self._publish(log)
 
@@ -141,34 +179,51 @@ class ParquetHistory:
         }
         return {name: table for name, table in tables.items() if len(table)}
 
-    def _take_up(self) -> None:
-        """Open what processes that died left in journals of partitions from which nothing has come since."""
+    def _publish_left_over(self) -> None:
+        """Publish what is in journals that nobody has, and let go of them: their next owners may be about to come."""
         for path in sorted(self._journals().glob("*.journal")):
-            with suppress(SinkUnavailable):  # another process has it, and will see to it
-                self._log(path.stem)
+            if path.stem not in self._logs:
+                with suppress(InUse):  # another process has it, and will see to it
+                    left = self._open(path.stem)
+                    try:
+                        self._publish(left)
+                    finally:
+                        left.journal.close()
 
     def _journals(self) -> Path:
         return self._root / ".open" / quote(self._feed, safe="")
 
     def _log(self, name: str) -> _Log:
-        """Return a partition's log; the first time, with what an earlier process left in its journal."""
         if name not in self._logs:
-            files = {
-                d.name: RangeFiles(feed_folder(self._root, d.name, self._feed), name, d, self._n, self._reach)
-                for d in self._datasets.values()
-            }
-            log = _Log(Journal(self._journals() / f"{name}.journal"), files, 0)
-            covered = {d: of.covered() for d, of in files.items()}
-            log.next = max(covered.values())
-            for tables, after in log.journal.read():
-                kept = {d: from_(tables[d], self._datasets[d].key, covered[d]) for d in tables}
-                _add(log.pending, {d: table for d, table in kept.items() if len(table)})
-                log.next = max(log.next, after)
-            schemas = {(d, t.schema) for d, kept in log.pending.items() for t in kept}
-            if not all(schema.equals(self._datasets[d].schema, check_metadata=True) for d, schema in schemas):
-                self._publish(log)  # what comes now has other channels
-            self._logs[name] = log
+            self._logs[name] = self._open(name)
         return self._logs[name]
+
+    def _open(self, name: str) -> _Log:
+        """Return a partition's log, with what an earlier process left in its journal."""
+        log = _Log(Journal(self._journals() / f"{name}.journal"), self._files(name), 0)
+        try:
+            self._read(log)
+        except PipelineError:
+            log.journal.close()
+            raise
+        return log
+
+    def _files(self, name: str) -> dict[str, RangeFiles]:
+        return {
+            d.name: RangeFiles(feed_folder(self._root, d.name, self._feed), name, d, self._n, self._reach)
+            for d in self._datasets.values()
+        }
+
+    def _read(self, log: _Log) -> None:
+        covered = {d: of.covered() for d, of in log.files.items()}
+        log.next = max(covered.values())
+        for tables, after in log.journal.read():
+            kept = {d: from_(tables[d], self._datasets[d].key, covered[d]) for d in tables}
+            _add(log.pending, {d: table for d, table in kept.items() if len(table)})
+            log.next = max(log.next, after)
+        schemas = {(d, t.schema) for d, kept in log.pending.items() for t in kept}
+        if not all(schema.equals(self._datasets[d].schema, check_metadata=True) for d, schema in schemas):
+            self._publish(log)  # what comes now has other channels
 
     def _drop_from(self, log: _Log, first: int) -> None:
         """Drop everything from an offset on: it is about to come again."""

@@ -18,7 +18,12 @@ _MAGIC = b"mwj1"
 
 
 class Journal:
-    """Pushes in order; each is tables by dataset, and the offset that follows it."""
+    """Pushes in order; each is tables by dataset, and the offset that follows it. One process has it at a time.
+
+    Raises
+    ------
+    InUse : on opening, while another process has it.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -65,12 +70,13 @@ class Journal:
             self._file.truncate(0)
             return
         try:
-            write_beside(self._path, b"".join(_frame(tables, after))).replace(self._path)
+            new = GrowingFile(write_beside(self._path, b"".join(_frame(tables, after))))
+            new.rename(self._path)  # it is locked before it has the name: no other process finds it free
             sync_folder(self._path.parent)
         except OSError as error:
             raise SinkUnavailable(f"cannot write {self._path}: {error.strerror}; make room on the disk") from error
         self._file.close()
-        self._file = GrowingFile(self._path)
+        self._file = new
 
     def close(self) -> None:
         """Close the file; remove it if it is empty."""

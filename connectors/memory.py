@@ -236,6 +236,12 @@ class MemoryHistory:
     def __init__(self) -> None:
         self.pushes: dict[tuple[str, int], list[Appended]] = {}
 
+    def take(self, topic: str, partition: int) -> None:
+        """Nothing to open."""
+
+    def drop(self, topic: str, partition: int) -> None:
+        """Nothing to let go of: what was pushed stays for the next owner."""
+
     def append(
         self,
         topic: str,

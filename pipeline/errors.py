@@ -17,6 +17,7 @@ PipelineError
     │   └── Rebalanced     the group moved partitions while a commit was under way: nothing was committed
     ├── DeviceUnavailable  an accelerator that is lost or full: the watch goes on with the CPU
     └── SinkUnavailable    a sink that does not take what it is given (disk full, topic missing)
+        └── InUse          another process has the file
 """
 
 from __future__ import annotations
@@ -107,3 +108,7 @@ class Rebalanced(BrokerUnavailable):
 
 class SinkUnavailable(Unavailable):
     """A sink does not take what it is given."""
+
+
+class InUse(SinkUnavailable):
+    """Another process has the file; it is free when that one lets go or ends."""

@@ -163,6 +163,19 @@ class Sink(Protocol):
 class History(Protocol):
     """Takes what the fold saw and said, for the nightly jobs. Writing the same positions again changes nothing."""
 
+    def take(self, topic: str, partition: int) -> None:
+        """Take a partition up, before its first push; again: nothing.
+
+        Raises
+        ------
+        InUse : its last owner has not let go of it yet. Ask again.
+        """
+        ...
+
+    def drop(self, topic: str, partition: int) -> None:
+        """Let go of a partition that went away, so that its next owner can take it up; one not taken up: nothing."""
+        ...
+
     def append(
         self,
         topic: str,

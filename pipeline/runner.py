@@ -3,8 +3,8 @@
 It reads no clock: how long a poll may gather before its commit is the source's `timeout_s`. History is written before
 the commit, under names fixed by offsets, so that what is replayed after a crash lands on itself.
 
-Partitions come and go while it runs. One that came is restored beside the loop, by `spawn`, and the others go on; one
-that went away is forgotten, with what was about to be committed of it.
+Partitions come and go while it runs. One that came is restored beside the loop, by `spawn`, and the others go on, once
+its last owner has let go of its history; one that went away is forgotten, with what was about to be committed of it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functools import partial
 from typing import TypeVar
 
 from pipeline.chain import Chain
-from pipeline.errors import PipelineError, Rebalanced
+from pipeline.errors import InUse, PipelineError, Rebalanced
 from pipeline.protocols import Batch, Committer, History, Restored, Source
 from pipeline.values import Alert, Output, Place, Polled, Scored, Verdicts
 
@@ -88,12 +88,14 @@ class Runner:
         self._starts: dict[Place, int] = {}  # of partitions that were never committed, to be committed at once
         self._stop: Callable[[], bool] = lambda: False
         self._held: list[Polled] = []  # read while a commit was tried again
+        self._polled = False
 
     def step(self) -> Step | None:
         """Take what is there, through to the commit. None: nothing was there."""
         self.follow()
         self._commit_starts()
         polled, self._held = self._held, []
+        self._polled = True
         polled += self._source.poll(self._max_rows, self._interval_s)
         self._forget_lost()
         polled = [p for p in polled if len(p) and (p.topic, p.partition) in self._going]
@@ -116,7 +118,7 @@ class Runner:
         self._stop = stop
         while not stop():
             between()
-            if self.step() is None and not self._restoring and self._source.ended():
+            if self.step() is None and self._going.issuperset(self._source.partitions()) and self._source.ended():
                 break
 
     def follow(self) -> None:
@@ -125,15 +127,28 @@ class Runner:
         Raises
         ------
         StateError : a partition cannot be restored.
+        InUse : another process keeps the history of a partition that was there from the beginning.
         """
         self._forget_lost()
         for place in self._source.partitions():
-            if place not in self._going and place not in self._restoring:
+            if place not in self._going and place not in self._restoring and self._taken_up(place):
                 self._restoring[place] = self._spawn(partial(self._committer.restore, *place))
         for place, restored in list(self._restoring.items()):
             if restored.done():
                 del self._restoring[place]
                 self._begin(place, restored)
+
+    def _taken_up(self, place: Place) -> bool:
+        """Take a partition's history up; False while its last owner, who is still to hear of the loss, has it."""
+        if self._history is None:
+            return True
+        try:
+            self._history.take(*place)
+        except InUse:
+            if not self._polled:
+                raise  # what a source has from the beginning may be delivered before it is sought
+            return False
+        return True
 
     def _begin(self, place: Place, done: Future[Restored | None]) -> None:
         failed = done.exception()
@@ -161,6 +176,8 @@ class Runner:
             self._starts.pop(place, None)
             self._held = [p for p in self._held if (p.topic, p.partition) != place]
             self.chain.drop(*place)
+            if self._history is not None:
+                self._history.drop(*place)
 
     def _batch(self, polled: Sequence[Polled], positions: Mapping[Place, int], output: Output) -> Batch:
         rotations = {place: self._committer.rotation(*place) for place in positions} if self._keep_state else {}

@@ -86,7 +86,7 @@ class History(Section):
     """The Parquet files that nightly jobs read; `run` writes them, or the historian where kafka.scores_topic is set."""
 
     enabled: bool = option(True, "", "keep a history")
-    root: str = option("var/history", "", "its folder", min_length=1)
+    root: str = option("var/history", "", "its folder, one for all workers of the feed", min_length=1)
     range_rows: int = option(131_072, "offsets", "one file holds so many of a partition; do not change it later", ge=1)
     pending_rows: int = option(524_288, "rows", "most that wait in the journal before they become Parquet", ge=1)
     keep_days: Annotated[float, Field(gt=0)] | Off = option(

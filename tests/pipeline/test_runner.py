@@ -5,8 +5,8 @@ from concurrent.futures import Future
 import pytest
 from fold_fleet import chain, lines, polled
 
-from connectors.memory import MemoryCommitter, MemorySource
-from pipeline.errors import BrokerUnavailable, Rebalanced, StateError
+from connectors.memory import MemoryCommitter, MemoryHistory, MemorySource
+from pipeline.errors import BrokerUnavailable, InUse, Rebalanced, StateError
 from pipeline.protocols import Restored
 from pipeline.runner import Runner
 
@@ -211,3 +211,60 @@ def test_a_restore_that_fails_for_now_is_tried_again_and_one_that_fails_for_good
     assert loop.step() is None
     with pytest.raises(StateError, match="never"):
         loop.step()
+
+
+class LentHistory(MemoryHistory):
+    """A history of which each partition has one owner at a time; those in `away` have another one."""
+
+    def __init__(self, *away):
+        super().__init__()
+        self.away, self.mine = set(away), set()
+
+    def take(self, topic, partition):
+        if (topic, partition) in self.away:
+            raise InUse("another process has it")
+        self.mine.add((topic, partition))
+
+    def drop(self, topic, partition):
+        self.mine.discard((topic, partition))
+
+    def append(self, topic, partition, *push):
+        assert (topic, partition) in self.mine
+        super().append(topic, partition, *push)
+
+
+def test_a_partition_waits_until_its_last_owner_has_let_go_of_its_history_and_the_others_go_on():
+    source, committer, history = MovingSource(ONE, TWO), MemoryCommitter(), LentHistory(TWO)
+    source.mine = {ONE}
+    loop = Runner(chain("pca"), source, committer, history, max_rows=200)
+    loop.step()
+    source.mine.add(TWO)
+    turns = iter(range(100))
+
+    def stop():
+        if next(turns) == 40:
+            assert committer.commits[-1].positions == {ONE: len(LINES)}
+            assert history.mine == {ONE}
+            history.away.clear()
+        return False
+
+    loop.run(stop)
+    assert history.mine == {ONE, TWO}
+    for place in (ONE, TWO):
+        pushed = [push.position for push in history.pushes[place]]
+        assert [first for first, _ in pushed] == [0, *(after for _, after in pushed[:-1])]
+        assert pushed[-1][1] == len(LINES)
+
+
+def test_the_history_of_a_partition_that_goes_away_is_let_go_of_though_its_last_push_was_not_committed():
+    source, history = MovingSource(ONE, TWO), LentHistory()
+    loop = Runner(chain("pca"), source, RebalancingCommitter(source, away=TWO), history, max_rows=600)
+    loop.step()
+    assert history.mine == {ONE}
+
+
+def test_a_history_that_another_process_has_from_the_beginning_is_an_error_before_anything_is_read():
+    source = MovingSource(ONE)
+    with pytest.raises(InUse):
+        Runner(chain("pca"), source, MemoryCommitter(), LentHistory(ONE)).step()
+    assert source.poll(1, 0) == []
