@@ -25,6 +25,7 @@ from pipeline.errors import BrokerUnavailable, ConfigError, Fenced, PipelineErro
 from pipeline.values import Place, Polled
 
 LIBRARIES: Final = ("kafka-python", "confluent")  # confluent: confluent-kafka
+MAX_RECORD_BYTES: Final = 1_000_000  # what every topic takes that was not told otherwise
 EXIT_UNAVAILABLE: Final = 75  # what a supervisor reads as: start again
 
 Told = Callable[[Sequence[Place]], None]
@@ -162,7 +163,14 @@ class Client(Protocol):
         """Return a consumer of a group; other questions to a broker wait behind a fetch at the end of a log."""
         ...
 
-    def producer(self, transactional_id: str = "", *, timeout_s: float = 15.0, client_id: str = "") -> Producer:
+    def producer(
+        self,
+        transactional_id: str = "",
+        *,
+        timeout_s: float = 15.0,
+        client_id: str = "",
+        max_record_bytes: int = MAX_RECORD_BYTES,
+    ) -> Producer:
         """Return a producer; `timeout_s` is what one transaction, and one record, may take."""
         ...
 

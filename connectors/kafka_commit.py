@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from connectors.kafka_client import Client, Committed, Consumer, Producer
+from connectors.kafka_client import MAX_RECORD_BYTES, Client, Committed, Consumer, Producer
 from connectors.kafka_records import Count, Record, alert_record, dead_record, score_records, state_records
 from connectors.kafka_restore import OffsetNote, Restorer
 from connectors.kafka_topics import check_topics
@@ -70,7 +70,7 @@ class KafkaCommitter:
         snapshot_every: int = 1,
         resume: bool = False,
         scores: ScoresTopic | None = None,
-        max_record_bytes: int = 1_000_000,
+        max_record_bytes: int = MAX_RECORD_BYTES,
         commit_timeout_s: float = 15.0,
         restore_timeout_s: float = 60.0,
         at_step: Callable[[str], None] = lambda step: None,
@@ -93,7 +93,7 @@ class KafkaCommitter:
         self._replaced = False  # this producer came after another one of ours, and what that left is not looked up yet
         # Whether this producer has committed. Without members nobody fences it off but a newer process of its slot.
         self._proven = group_metadata is None
-        check_topics(client, alerts_topic, dead_topic, state_topics, scores.name if scores else "")
+        check_topics(client, alerts_topic, dead_topic, state_topics, scores.name if scores else "", max_record_bytes)
         self._restorer = Restorer(
             client,
             group,
@@ -211,7 +211,10 @@ class KafkaCommitter:
     def _open_producer(self) -> Producer:
         label = self._owner.replace(", ", "-").replace(" ", "-").replace("'", "")
         producer = self._client.producer(
-            self._transactional_id, timeout_s=self._commit_timeout_s, client_id=f"midwatch-{label}"
+            self._transactional_id,
+            timeout_s=self._commit_timeout_s,
+            client_id=f"midwatch-{label}",
+            max_record_bytes=self._max_record_bytes,
         )
         try:
             producer.init_transactions()

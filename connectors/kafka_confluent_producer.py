@@ -24,7 +24,9 @@ _GRACE: Final = 4 / 3
 class ConfluentProducer:
     """`Producer` over confluent-kafka."""
 
-    def __init__(self, words: Mapping[str, Any], transactional_id: str, timeout_s: float) -> None:
+    def __init__(
+        self, words: Mapping[str, Any], transactional_id: str, timeout_s: float, max_record_bytes: int
+    ) -> None:
         self._id = transactional_id
         self._timeout_s = timeout_s
         self._sent = 0
@@ -42,6 +44,8 @@ class ConfluentProducer:
                 # The default, 100 ms, is waited out by every transaction that follows close on another.
                 "retry.backoff.ms": 5,
                 "linger.ms": 5,
+                # A record that large is sent by itself: `batch.size` stays what every topic takes.
+                "message.max.bytes": max_record_bytes,
                 # Java's hash, and kafka-python's: a change of client moves no asset to another partition.
                 "partitioner": "murmur2_random",
             }

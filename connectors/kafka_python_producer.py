@@ -21,7 +21,9 @@ _GRACE: Final = 4 / 3
 class KafkaPythonProducer:
     """`Producer` over kafka-python."""
 
-    def __init__(self, words: Mapping[str, Any], transactional_id: str, timeout_s: float) -> None:
+    def __init__(
+        self, words: Mapping[str, Any], transactional_id: str, timeout_s: float, max_record_bytes: int
+    ) -> None:
         self._id = transactional_id
         self._timeout_s = timeout_s
         self._sent: list[Any] = []
@@ -38,9 +40,9 @@ class KafkaPythonProducer:
                 # The default, 100 ms, is waited out by every transaction that follows close on another.
                 retry_backoff_ms=5,
                 linger_ms=2,
-                batch_size=256 << 10,
-                # Sizes are checked before; this one counts without what compression or the broker would allow.
-                max_request_size=64 << 20,
+                batch_size=min(256 << 10, max_record_bytes),
+                # Of requests of many records, too; sizes of records are checked before.
+                max_request_size=max(64 << 20, max_record_bytes),
                 allow_auto_create_topics=False,
                 metrics_enabled=False,
             )

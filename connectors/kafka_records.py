@@ -15,6 +15,7 @@ from pipeline.protocols import AssetState
 from pipeline.values import Alert, DeadLetter, Scored
 
 RECORD_OVERHEAD: Final = 128  # of one record and its batch, rounded up
+_NAME_BYTES: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,11 @@ def state_records(
         yield Record(topic, key, value, partition=partition)
 
 
+def asset_record_bytes(state_bytes: int) -> int:
+    """Return the most that the record of an asset with so large a state takes, with a name of up to 256 bytes."""
+    return RECORD_OVERHEAD + _NAME_BYTES + len(pack_state(AssetState("", b"", b""), 0)) + state_bytes
+
+
 def score_records(scored: Scored, topic: ScoresTopic, most_bytes: int) -> list[Record]:
     """Return the verdicts of one push, in the partition of their input, in as many records as they need.
 
@@ -111,7 +117,7 @@ def _fitting(record: Record, most_bytes: int, what: str) -> Record:
     if size + RECORD_OVERHEAD > most_bytes:
         raise StateError(
             f"{what} takes {size} bytes, more than {most_bytes} fit into a record of topic {record.topic!r}. Raise "
-            "kafka.max_record_bytes and the topic's max.message.bytes, or make it smaller (a shorter window, fewer "
-            "channels)"
+            "kafka.max_record_bytes and the topic's max.message.bytes to it, or make it smaller (a shorter window, "
+            "fewer channels)"
         )
     return record

@@ -185,7 +185,7 @@ def _pieces(delta: Delta, most_bytes: int) -> list[Delta]:
     else:
         raise StateError(
             f"what changed in asset {(*delta.assets, '')[0]!r} takes {size} bytes, more than {most_bytes} fit into a "
-            "record. Raise kafka.max_record_bytes and the topic's max.message.bytes"
+            "record. Raise kafka.max_record_bytes and the topic's max.message.bytes to it"
         )
     return [piece for part in parts for piece in _pieces(part, most_bytes)]
 

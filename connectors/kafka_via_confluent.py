@@ -17,6 +17,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # documented 
 from confluent_kafka.admin import NewTopic as ConfluentTopic  # type: ignore[attr-defined]
 
 from connectors.kafka_client import (
+    MAX_RECORD_BYTES,
     Columns,
     Committed,
     Member,
@@ -50,13 +51,18 @@ class ConfluentClient:
         return ConfluentConsumer(self._words("consumer"), group, fetch_wait_s, member or Member())
 
     def producer(
-        self, transactional_id: str = "", *, timeout_s: float = 15.0, client_id: str = ""
+        self,
+        transactional_id: str = "",
+        *,
+        timeout_s: float = 15.0,
+        client_id: str = "",
+        max_record_bytes: int = MAX_RECORD_BYTES,
     ) -> ConfluentProducer:
         """Return a producer; `timeout_s` is what one transaction, and one record, may take."""
         words = self._words("producer")
         if client_id:
             words["client.id"] = client_id
-        return ConfluentProducer(words, transactional_id, timeout_s)
+        return ConfluentProducer(words, transactional_id, timeout_s, max_record_bytes)
 
     def owners(self, group: str, timeout_s: float = 10.0) -> dict[str, list[Place]]:
         """Return the partitions of each static member of a group, by its name."""

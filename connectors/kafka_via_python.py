@@ -19,6 +19,7 @@ from kafka.errors import (
 )
 
 from connectors.kafka_client import (
+    MAX_RECORD_BYTES,
     Columns,
     Committed,
     Member,
@@ -49,13 +50,18 @@ class KafkaPythonClient:
         return KafkaPythonConsumer(self._words("consumer"), group, fetch_wait_s, member or Member())
 
     def producer(
-        self, transactional_id: str = "", *, timeout_s: float = 15.0, client_id: str = ""
+        self,
+        transactional_id: str = "",
+        *,
+        timeout_s: float = 15.0,
+        client_id: str = "",
+        max_record_bytes: int = MAX_RECORD_BYTES,
     ) -> KafkaPythonProducer:
         """Return a producer; `timeout_s` is what one transaction, and one record, may take."""
         words = self._words("producer")
         if client_id:
             words["client_id"] = client_id
-        return KafkaPythonProducer(words, transactional_id, timeout_s)
+        return KafkaPythonProducer(words, transactional_id, timeout_s, max_record_bytes)
 
     def owners(self, group: str, timeout_s: float = 10.0) -> dict[str, list[Place]]:
         """Return the partitions of each static member of a group, by its name."""

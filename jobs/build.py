@@ -11,7 +11,7 @@ from jobs import failpoints
 from jobs.config import specs
 from models.registry import Registry
 from pipeline.chain import Chain
-from pipeline.errors import ConfigError
+from pipeline.errors import BundleError, ConfigError
 from pipeline.mapping import FieldMapping
 from pipeline.protocols import Committer, Sink, Source
 
@@ -146,10 +146,31 @@ def _kafka_feed(settings: Settings) -> Feed:
         snapshot_every=k.snapshot_every,
         resume=k.aged_out == "resume",
         scores=_scores_topic(settings),
+        max_record_bytes=k.max_record_bytes,
         commit_timeout_s=k.commit_timeout_s,
         at_step=failpoints.read(os.environ),
     )
     return Feed(source, committer, specs.field_mapping(settings))
+
+
+def require_room(settings: Settings, bundle: Bundle, state_bytes: int) -> None:
+    """Check that one asset's state, with the windows of this bundle, can be saved.
+
+    Raises
+    ------
+    BundleError : it takes more than a Kafka record; with the option to raise.
+    """
+    if settings.source.type != "kafka":
+        return
+    from connectors.kafka_records import asset_record_bytes
+
+    need, k = asset_record_bytes(state_bytes), settings.kafka
+    if need > k.max_record_bytes:
+        raise BundleError(
+            f"bundle {bundle.id} makes the state of an asset a record of up to {need} bytes, kafka.max_record_bytes is "
+            f"{k.max_record_bytes}: raise it, and max.message.bytes of topic {k.state_topic!r} and the others that are "
+            "written to, or train with shorter windows"
+        )
 
 
 def publishes_scores(settings: Settings) -> bool:

@@ -144,7 +144,9 @@ class _Watch:
             return
         try:
             bundle = build.require_champion(self._settings, wanted)
-            self._chain.serve(bundle, build.engine_of(bundle, self._settings))
+            engine = build.engine_of(bundle, self._settings)
+            build.require_room(self._settings, bundle, self._chain.state_bytes(engine.rows_kept))
+            self._chain.serve(bundle, engine)
             self._console.say(f"model {wanted} serves")
         except BundleError as error:
             self._refused = wanted

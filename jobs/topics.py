@@ -47,6 +47,7 @@ def create(settings: Settings, partitions: int | None, replication: int | None, 
         scores_topic=k.scores_topic,
         partitions=partitions or max(_LEAST_PARTITIONS, k.slots),
         replication=replication or -1,
+        max_record_bytes=k.max_record_bytes,
     )
     found = fit_topics(settings, client)
     rows = [{**t._asdict(), "created": t.topic in created} for t in found]
@@ -75,7 +76,7 @@ def fit_topics(settings: Settings, client: Client) -> list[Topic]:
     from connectors.kafka_topics import check_topics
 
     k = settings.kafka
-    check_topics(client, k.alerts_topic, k.dead_topic, {k.topic: k.state_topic}, k.scores_topic)
+    check_topics(client, k.alerts_topic, k.dead_topic, {k.topic: k.state_topic}, k.scores_topic, k.max_record_bytes)
     known = client.topics()
     named = {option: getattr(k, option) for option in _NAMES}
     return [Topic(f"kafka.{option}", topic, known[topic]) for option, topic in named.items() if topic]

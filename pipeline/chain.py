@@ -24,7 +24,7 @@ from pipeline.smooth import smooth, smoother_columns
 from pipeline.state import AssetTable, Column
 from pipeline.threshold import hold
 from pipeline.values import Bool, Int32, Output, Place, Polled, Rows, Scores, Status, UInt32, Verdicts
-from pipeline.window_bytes import fit_windows, join_windows, pack_windows, unpack_window
+from pipeline.window_bytes import fit_windows, join_windows, pack_windows, unpack_window, window_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +130,13 @@ class Chain:
         for part in self._partitions.values():
             part.cal_row = self._calibration_rows(part.table.names)
 
+    def state_bytes(self, rows_kept: int) -> int:
+        """Return how many bytes the state of one asset would take now, with windows of so many rows."""
+        none = np.empty(0, np.int32)
+        tables = [self._table(), *(part.table for part in self._partitions.values())]
+        columns: int = max(table.pack_all(none).shape[1] for table in tables)
+        return columns + window_bytes(rows_kept, len(self.spec.mapping.channels))
+
     def assets(self, topic: str, partition: int) -> Sequence[str]:
         """Return the names behind a partition's asset codes."""
         return self._partitions[topic, partition].table.names
@@ -220,11 +227,14 @@ class Chain:
     def _partition(self, topic: str, partition: int) -> _Partition:
         key = (topic, partition)
         if key not in self._partitions:
-            channels = len(self.spec.mapping.channels)
-            columns = {**front_columns(self.spec), **smoother_columns(self.spec.smoother), **alert_columns(channels)}
-            table = AssetTable(columns, self.spec.max_assets)
-            self._partitions[key] = _Partition(topic, table, Journal(channels) if self._journals else None)
+            journal = Journal(len(self.spec.mapping.channels)) if self._journals else None
+            self._partitions[key] = _Partition(topic, self._table(), journal)
         return self._partitions[key]
+
+    def _table(self) -> AssetTable:
+        alerts = alert_columns(len(self.spec.mapping.channels))
+        columns = {**front_columns(self.spec), **smoother_columns(self.spec.smoother), **alerts}
+        return AssetTable(columns, self.spec.max_assets)
 
     def _judge(self, parts: Sequence[_Partition], frames: Sequence[Rows]) -> list[Verdicts]:
         """Score, smooth and hold against the threshold; without an engine every verdict is 'nothing to say'."""

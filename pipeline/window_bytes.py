@@ -20,6 +20,12 @@ def pack_windows(raw: RawWindows) -> list[bytes]:
     return [head[i] + raw.x[i].tobytes() + np.packbits(raw.observed[i]).tobytes() for i in range(k)]
 
 
+def window_bytes(kept: int, channels: int) -> int:
+    """Return how many bytes `pack_windows` makes of a window of `kept` rows."""
+    values = kept * channels
+    return _HEAD.size + 4 * values + (values + 7) // 8
+
+
 def unpack_window(asset: str, packed: bytes) -> RawWindows:
     """Return the window that `pack_windows` wrote.
 
@@ -29,7 +35,7 @@ def unpack_window(asset: str, packed: bytes) -> RawWindows:
     """
     kept, channels, count = _HEAD.unpack_from(packed)
     values = kept * channels
-    size = _HEAD.size + 4 * values + (values + 7) // 8
+    size = window_bytes(kept, channels)
     if len(packed) != size:
         raise StateError(f"saved window of asset {asset!r} has {len(packed)} bytes, {size} expected")
     x = np.frombuffer(packed, np.float32, values, _HEAD.size).reshape(1, kept, channels)

@@ -1,4 +1,5 @@
-"""Errors name options as the configuration file does: every literal key of a ConfigError, against the options."""
+"""Errors name options as the configuration file does: every literal key of a ConfigError, and every option that a
+sentence of the program names, against the options."""
 
 import ast
 import re
@@ -36,6 +37,7 @@ def arguments(command=None):
 
 FILES = {"project file", "user file"}
 OPTIONS, ARGUMENTS = set(options()), set(arguments()) | FILES
+SECTIONS = "|".join(sorted(name for name in OPTIONS if "." not in name))
 LAST_WORDS = {name.rpartition(".")[2] for name in OPTIONS}
 
 
@@ -90,6 +92,46 @@ def found_in(trees):
                 key = literal(call.args[position]) if len(call.args) > position else None
                 if key is not None:
                     yield f"{path.relative_to(ROOT)}:{call.lineno}", key, parameters_around(tree, call)
+
+
+def named_in(text):
+    """What a sentence names that looks like an option; a text of one word is none, but a file or a module."""
+    return re.findall(rf"(?<![\w./-])(?:{SECTIONS})(?:\.[a-z_*]+)+", text) if " " in text else []
+
+
+def sentences(tree):
+    """(line, text) of every string but docstrings, `*` for what is filled in."""
+    documented = [n for n in ast.walk(tree) if isinstance(n, (ast.Module, ast.FunctionDef, ast.ClassDef)) and n.body]
+    told = {id(n.body[0].value) for n in documented if isinstance(n.body[0], ast.Expr)}
+    parts = {id(part) for n in ast.walk(tree) if isinstance(n, ast.JoinedStr) for part in n.values}
+    for node in ast.walk(tree):
+        text = literal(node)
+        if text is not None and id(node) not in told | parts:
+            yield node.lineno, text
+
+
+def test_every_option_that_a_sentence_names_is_one():
+    found = [
+        (f"{path.relative_to(ROOT)}:{line}", name)
+        for path in MODULES
+        for line, text in sentences(ast.parse(path.read_text()))
+        for name in named_in(text)
+    ]
+    assert len(found) > 20
+    assert [(where, name) for where, name in found if not is_named(name)] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("Raise kafka.max_record_bytes and the topic's max.message.bytes", ["kafka.max_record_bytes"]),
+        ("set alert.quality.frames. Then train.* again", ["alert.quality.frames", "train.*"]),
+        ("kafka.net", []),
+        ("see /var/kafka.log or my-kafka.slot", []),
+    ],
+)
+def test_options_are_found_in_sentences(text, names):
+    assert named_in(text) == names
 
 
 def test_every_key_that_an_error_names_is_an_option_or_an_argument():

@@ -52,6 +52,13 @@ class Kafka(Section):
     snapshot_every: int = option(
         32, "commits", "an asset's state is written in full once in so many; between, only what changed", ge=1
     )
+    max_record_bytes: int = option(
+        1_000_000,
+        "bytes",
+        "largest record that is written; above the default, the topics' max.message.bytes must follow",
+        ge=10_000,
+        le=16_000_000,
+    )
     aged_out: Literal["stop", "resume"] = option(
         "stop", "", "what to do where unread messages have expired: stop, or tell how many and go on without them"
     )

@@ -325,6 +325,25 @@ def test_a_state_that_does_not_fit_a_record_is_refused_by_name_and_nothing_is_lo
     assert committer.restore(*place) == restored_as(9, states("minnow"))
 
 
+def test_records_larger_than_topics_take_by_default_are_written_where_the_option_and_the_topics_allow_it(
+    broker: Broker, library: str
+) -> None:
+    feed, most = FeedTopics(broker.bootstrap), 3_000_000
+    create_topics(feed.client(library), **feed.topics(), scores_topic=feed.scores, max_record_bytes=most)
+    feed.feed([b"."] * 10)
+    place, noise = (feed.input, 0), os.urandom(2_900_000)
+    committer = feed.committer(library, max_record_bytes=most)
+    dead = a_dead_letter(noise)
+    small = [AssetState(f"fish-{i}", noise[: 200_000 + i], b"") for i in range(9)]
+    assets = [*small, AssetState("whale", b"c", noise), AssetState("whale-2", b"c", noise)]
+    committer.commit(Batch({place: 9}, [an_alert()], dead=[dead], states={place: assets}))
+    assert committer.restore(*place) == restored_as(9, assets)
+    committer.close()
+    assert [value for _, value in feed.read(feed.dead)] == [noise]
+    with pytest.raises(ConfigError, match=rf"kafka\.max_record_bytes = {most + 1}: topic '{feed.state}' takes no more"):
+        feed.committer(library, max_record_bytes=most + 1)
+
+
 @once
 def test_a_dead_letter_too_long_for_a_record_is_cut_and_says_so(feed: FeedTopics, opened: Open) -> None:
     opened(max_record_bytes=1000).commit(Batch({(feed.input, 0): 1}, dead=[a_dead_letter(bytes(range(256)) * 20)]))

@@ -68,6 +68,20 @@ def test_the_topics_of_a_feed_are_created_once_with_what_each_needs(topics, libr
     }
 
 
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_larger_records_are_taken_by_new_topics_and_a_feed_with_topics_that_do_not_take_them_is_refused(
+    topics, library
+):
+    said(create, configured(topics, library, **{"kafka.max_record_bytes": 2_000_000}), 2, 1)
+    for topic in (topics.alerts, topics.dead, topics.state, f"scores-{topics.mark}"):
+        assert topics.client(library).topic_settings(topic)["max.message.bytes"] == "2000000"
+    more = configured(topics, library, **{"kafka.max_record_bytes": 2_000_001})
+    with pytest.raises(
+        ConfigError, match=r"kafka\.max_record_bytes = 2000001: topic 'state-.* its max\.message\.bytes"
+    ):
+        check(more, QUIET)
+
+
 def test_state_follows_readings_that_are_there_and_new_ones_have_a_partition_for_each_slot(topics):
     topics.client().create_topics([NewTopic(topics.input, 3)])
     made = said(create, configured(topics, "confluent", **{"kafka.slots": 5}), None, None)
