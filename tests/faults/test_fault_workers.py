@@ -64,6 +64,28 @@ def test_a_worker_frozen_past_its_session_and_replaced_meanwhile_publishes_nothi
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("step", ["after_produce", "after_send_offsets"])
+def test_partitions_of_a_worker_killed_in_its_commit_that_stays_away_are_taken_over_without_loss_or_double(
+    attempt, step
+):
+    # So long that it is not the broker who ends what the dead worker left open.
+    run = attempt(f"away-{step}", slots=3, run__max_rows=20, kafka__commit_timeout_s=60)
+    run.start(0, 1)
+    gone = run.fork(2, failpoint=f"{step}:0.2")
+    run.wait(lambda: gone.exitcode is not None)
+    assert gone.exitcode == -signal.SIGKILL
+    assert not run.drained(), "what it was committing is left to be read"
+    run.wait_drained()
+    if step == "after_send_offsets":  # the offsets cannot be read before
+        assert f"ended what {run.member(2)} had left open" in run.log.read_text()
+    run.start(2)
+    run.wait(lambda: run.shares(2))
+    run.stop()
+    assert run.ended == []
+    equal(run)
+
+
+@pytest.mark.slow
 def test_workers_that_are_told_to_end_drain_and_what_follows_goes_on_where_they_were(attempt):
     run = attempt("drained", run__max_rows=100)
     run.start()

@@ -25,6 +25,7 @@ import pytest
 
 from connectors.cluster import Cluster
 from connectors.kafka_client import connect
+from connectors.kafka_commit import transactional_id
 from connectors.kafka_runtime import find_runtime
 from connectors.kafka_view import FeedView, Record, committed_records, remove_feed
 from jobs.chaos_compare import Verdict, compare
@@ -56,14 +57,20 @@ class Stage:
         self.alerts, self.dead = self._undisturbed()
 
     def attempt(
-        self, name: str, slots: int = 2, feed: Feed | None = None, assignment: str = "group", **options: object
+        self,
+        name: str,
+        slots: int = 2,
+        feed: Feed | None = None,
+        assignment: str = "group",
+        client: str = "confluent",
+        **options: object,
     ) -> Attempt:
         """Return a run of its own, with topics of its own; `options` are `section__key`."""
         feed = feed or self.feed
         run = f"{name}-{uuid.uuid4().hex[:6]}"
         feed.create(self.client, PARTITIONS, runs=[run])
         path = self.folder / f"{run}.toml"
-        kafka = {"slots": slots, "client": "confluent", "assignment": assignment}
+        kafka = {"slots": slots, "client": client, "assignment": assignment}
         write_config(path, feed, run, self.settings, kafka)
         environ = {f"MIDWATCH_{key.upper()}": str(value) for key, value in options.items()}
         return Attempt(self, feed, run, path, slots, environ)
@@ -103,9 +110,10 @@ class Attempt:
         for slot in slots or range(self.slots):
             self.workers[slot] = self.fork(slot)
 
-    def fork(self, slot: int) -> BaseProcess:
-        """Start one process more in a slot."""
-        arguments = (str(self.config), slot, str(self.log), self.environ, self.mutant)
+    def fork(self, slot: int, failpoint: str = "") -> BaseProcess:
+        """Start one process more in a slot; `tend` knows nothing of it."""
+        environ = {**self.environ, VARIABLE: failpoint} if failpoint else self.environ
+        arguments = (str(self.config), slot, str(self.log), environ, self.mutant)
         process = forks().Process(target=fault_worker.watch, args=arguments, daemon=True)
         process.start()
         self.others.append(process)
@@ -125,6 +133,17 @@ class Attempt:
                 self.ended.append(process.exitcode)
                 self.workers[slot] = self.fork(slot)
 
+    def member(self, slot: int) -> str:
+        """Return what the group calls the worker of a slot."""
+        return transactional_id(self.feed.own(self.run)["group"], slot)
+
+    def shares(self, slot: int) -> bool:
+        """Return whether the group has given a slot any partitions."""
+        try:
+            return self.member(slot) in self._view.owners().values()
+        except BrokerUnavailable:
+            return False
+
     def committed(self) -> int:
         """Return how many messages the group is past, or -1 if nobody can say now."""
         try:
@@ -132,9 +151,13 @@ class Attempt:
         except BrokerUnavailable:
             return -1
 
+    def waiting(self) -> list[int]:
+        """Return how many messages of each partition the group is not past."""
+        return [end - at for end, at in zip(self._view.ends(), self._view.committed(), strict=True)]
+
     def drained(self) -> bool:
         try:
-            return self._view.committed() == self._view.ends()
+            return not any(self.waiting())
         except BrokerUnavailable:
             return False
 
@@ -225,7 +248,7 @@ def equal(run: Attempt) -> None:
 
 def retrained(stage: Stage, root: Path, plan: FeedPlan) -> str:
     """Register one more model, fitted on other rows, and leave the champion as it is; return its id."""
-    config = stage.folder / "retrained" / "midwatch.toml"
+    config = root.with_name(f"{root.name}-retrained") / "midwatch.toml"
     config.parent.mkdir()
     write_config(config, stage.feed, "retrained", stage.settings, {})
     fit_model(config, plan)

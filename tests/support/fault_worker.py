@@ -5,6 +5,7 @@ The fork server imports this module first (`PRELOAD`), so that a worker is there
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Mapping
@@ -23,6 +24,8 @@ PRELOAD = "MIDWATCH_FAULTS_CONFIG"  # the configuration whose model and kernels 
 def watch(config: str, slot: int, log: str, environ: Mapping[str, str], mutant: str) -> None:
     """Watch until told to stop; exit codes are those of `midwatch run`."""
     sys.stderr = Path(log).open("a", buffering=1)  # noqa: SIM115 - for as long as the process lives
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("connectors").setLevel(logging.INFO)
     os.environ.update(environ)
     settings = load(Path(config), {"kafka.slot": slot}).settings
     if mutant:
