@@ -182,6 +182,10 @@ class Client(Protocol):
         """Return the number of partitions of every topic we may see."""
         ...
 
+    def topic_id(self, topic: str, timeout_s: float = 10.0) -> str:
+        """Return the id of a topic, which one that is made anew does not have; "" from brokers that give none."""
+        ...
+
     def topic_settings(self, topic: str, timeout_s: float = 10.0) -> dict[str, str]:
         """Return the settings of a topic, defaults included."""
         ...

@@ -94,10 +94,12 @@ class KafkaCommitter:
         # Whether this producer has committed. Without members nobody fences it off but a newer process of its slot.
         self._proven = group_metadata is None
         check_topics(client, alerts_topic, dead_topic, state_topics, scores.name if scores else "", max_record_bytes)
+        self._topic_ids = {topic: client.topic_id(topic) for topic in state_topics}
         self._restorer = Restorer(
             client,
             group,
             self._state_topics,
+            topic_ids=self._topic_ids,
             transactional_ids=[transactional_id(group, s) for s in range(slots)] if group_metadata else [],
             own_id=self._transactional_id,
             resume=resume,
@@ -284,9 +286,8 @@ class KafkaCommitter:
         for place, count in counts.items():
             topic, partition = place
             state, delta = batch.states.get(place, ()), batch.deltas.get(place)
-            records += state_records(
-                self._state_topic(topic), partition, count, batch.positions[place], state, delta, most
-            )
+            name, position, topic_id = self._state_topic(topic), batch.positions[place], self._topic_ids[topic]
+            records += state_records(name, partition, count, position, state, delta, most, topic_id)
         return records
 
 

@@ -79,8 +79,9 @@ def state_records(
     assets: Sequence[AssetState],
     delta: Delta | None,
     most_bytes: int,
+    topic_id: str = "",
 ) -> Iterator[Record]:
-    """Yield what commit `count.n` writes of one partition's state.
+    """Yield what commit `count.n` writes of one partition's state. `topic_id` is that of the input topic.
 
     Raises
     ------
@@ -90,7 +91,7 @@ def state_records(
         record = Record(topic, state_key(asset.asset), pack_state(asset, count.n), partition=partition)
         yield _fitting(record, most_bytes, f"state of asset {asset.asset!r}")
     room = most_bytes - RECORD_OVERHEAD
-    for key, value in delta_records(delta, count.n, position, count.every, count.since, room):
+    for key, value in delta_records(delta, count.n, position, count.every, count.since, room, topic_id):
         yield Record(topic, key, value, partition=partition)
 
 

@@ -13,7 +13,7 @@ import msgspec
 
 from connectors.kafka_client import Client, Committed, Consumer, out_of_range, watchdog
 from connectors.kafka_records import Count
-from connectors.kafka_state import StatePartition, read_state_partition
+from connectors.kafka_state import CommitHead, StatePartition, read_state_partition
 from pipeline.errors import BrokerUnavailable, PipelineError, StateError
 from pipeline.protocols import Restored
 from pipeline.values import Place
@@ -45,6 +45,7 @@ class Restorer:
 
     Parameters
     ----------
+    topic_ids : input topic -> its id; "" where it is not known.
     transactional_ids : of all slots, where they are members of the group; else none. A transaction left open by one
         that is no member any more is ended here, or its partitions could not be read before the broker gives up on it:
         its timeout, and up to 10 s more.
@@ -61,6 +62,7 @@ class Restorer:
         group: str,
         state_topics: Mapping[str, str],
         *,
+        topic_ids: Mapping[str, str],
         transactional_ids: Sequence[str],
         own_id: str,
         resume: bool,
@@ -70,6 +72,7 @@ class Restorer:
         self._client = client
         self._group = group
         self._state_topics = state_topics
+        self._topic_ids = topic_ids
         self._ids = transactional_ids
         self._own_id = own_id
         self._resume = resume
@@ -95,8 +98,10 @@ class Restorer:
             end = self._reading().end_offsets([place], self._timeout_s)[place]
         self._at_step("after_read")
         newest = state.newest
-        if newest.position > end:  # whatever the offsets say: Kafka deletes them with the topic
+        # Whatever the offsets say: Kafka deletes them with the topic.
+        if newest.position > end:
             raise out_of_range(*place, newest.position, first, end)
+        self._require_same_topic(place, newest)
         self._require_same_commit(place, at, n, state)
         count = Count(newest.n, newest.every, newest.since)
         if not newest.n:
@@ -161,6 +166,15 @@ class Restorer:
                 log.info("ended what %s had left open", gone)
         except PipelineError as failed:
             log.warning("could not end the transactions of lost workers, waiting for the broker to: %s", failed)
+
+    def _require_same_topic(self, place: Place, newest: CommitHead) -> None:
+        was, now = newest.topic_id, self._topic_ids[place[0]]
+        if was and now and was != now:
+            raise StateError(
+                f"topic {place[0]!r}, partition {place[1]}: the topic was deleted and created again (its id is {now}, "
+                f"and was {was} at commit {newest.n}), so that offset {newest.position} means another message. Start "
+                "the feed again under a new group and a new state topic"
+            )
 
     def _require_same_commit(self, place: Place, at: Committed | None, n: int, state: StatePartition) -> None:
         newest = state.newest

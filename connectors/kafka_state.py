@@ -56,6 +56,7 @@ class CommitHead(msgspec.Struct, frozen=True):
     rows: int
     channels: int
     columns: int  # bytes of an asset's packed columns
+    topic_id: str = ""  # of the input topic; "" where it is not known
 
 
 NOTHING: Final = CommitHead(0, 0, 1, 1, 0, 1, "", [], 0, 0, 0)  # before the first commit
@@ -99,7 +100,7 @@ def unpack_state(key: bytes, value: bytes) -> tuple[AssetState, int]:
 
 
 def delta_records(
-    delta: Delta | None, n: int, position: int, every: int, since: int, most_bytes: int
+    delta: Delta | None, n: int, position: int, every: int, since: int, most_bytes: int, topic_id: str = ""
 ) -> list[tuple[bytes, bytes]]:
     """Return (key, value) of the records of commit `n`: one, or more where one would be larger than `most_bytes`.
 
@@ -108,9 +109,13 @@ def delta_records(
     StateError : what changed in one asset alone is larger.
     """
     pieces = [None] if delta is None else _pieces(delta, most_bytes)
+    heads = [
+        CommitHead(n, position, every, since, part, len(pieces), "", [], 0, 0, 0, topic_id)
+        for part in range(len(pieces))
+    ]
     return [
-        (b"%s %d %d" % (_DELTA_KEY, n % every, part), _pack_delta(piece, n, position, every, since, part, len(pieces)))
-        for part, piece in enumerate(pieces)
+        (b"%s %d %d" % (_DELTA_KEY, n % every, head.part), _pack_delta(head, piece))
+        for head, piece in zip(heads, pieces, strict=True)
     ]
 
 
@@ -190,14 +195,18 @@ def _pieces(delta: Delta, most_bytes: int) -> list[Delta]:
     return [piece for part in parts for piece in _pieces(part, most_bytes)]
 
 
-def _pack_delta(delta: Delta | None, n: int, position: int, every: int, since: int, part: int, parts: int) -> bytes:
-    head = CommitHead(n, position, every, since, part, parts, "", [], 0, 0, 0)
+def _pack_delta(head: CommitHead, delta: Delta | None) -> bytes:
     body = b""
     if delta is not None:
         k, size = delta.columns.shape
         rows, channels = delta.x.shape
-        head = CommitHead(
-            n, position, every, since, part, parts, delta.model_id, list(delta.assets), rows, channels, size if k else 0
+        head = msgspec.structs.replace(
+            head,
+            model_id=delta.model_id,
+            assets=list(delta.assets),
+            rows=rows,
+            channels=channels,
+            columns=size if k else 0,
         )
         arrays = (delta.whole, delta.columns, delta.asset, delta.ts_ns, delta.continuity, delta.x)
         body = b"".join([*(np.ascontiguousarray(a).tobytes() for a in arrays), np.packbits(delta.observed).tobytes()])

@@ -6,9 +6,10 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
+from uuid import UUID
 
 import confluent_kafka
-from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, TopicCollection, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # documented there, but not listed for export
     AdminClient,
     ConfigResource,
@@ -78,6 +79,18 @@ class ConfluentClient:
         """Return the number of partitions of every topic we may see."""
         listed = self._ask(lambda admin: admin.list_topics(timeout=timeout_s), "listing topics")
         return {name: len(topic.partitions) for name, topic in listed.topics.items() if topic.error is None}
+
+    def topic_id(self, topic: str, timeout_s: float = 10.0) -> str:
+        """Return the id of a topic; "" from brokers that give none."""
+
+        def describe(admin: AdminClient) -> Any:
+            asked = TopicCollection([topic])
+            return admin.describe_topics(asked, request_timeout=timeout_s)[topic].result(timeout_s + 1)
+
+        known = self._ask(describe, f"asking for the id of topic {topic!r}").topic_id
+        high, low = known.get_most_significant_bits(), known.get_least_significant_bits()  # signed
+        number = (high % (1 << 64)) << 64 | low % (1 << 64)
+        return str(UUID(int=number)) if number else ""
 
     def topic_settings(self, topic: str, timeout_s: float = 10.0) -> dict[str, str]:
         """Return the settings of a topic, defaults included."""

@@ -6,6 +6,7 @@ import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from uuid import UUID
 
 from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
 from kafka.admin import ConfigFilterType, ConfigResource, ConfigResourceType, KafkaAdminClient
@@ -74,6 +75,13 @@ class KafkaPythonClient:
         """Return the number of partitions of every topic we may see."""
         with self._admin("listing topics", timeout_s) as admin:
             return {t["name"]: len(t["partitions"]) for t in admin.describe_topics() if not t["error_code"]}
+
+    def topic_id(self, topic: str, timeout_s: float = 10.0) -> str:
+        """Return the id of a topic; "" from brokers that give none."""
+        with self._admin(f"asking for the id of topic {topic!r}", timeout_s) as admin:
+            (found,) = admin.describe_topics([topic])
+        known = UUID(found["topic_id"]) if found.get("topic_id") else UUID(int=0)  # of older brokers: none, or zero
+        return str(known) if known.int else ""
 
     def topic_settings(self, topic: str, timeout_s: float = 10.0) -> dict[str, str]:
         """Return the settings of a topic, defaults included."""

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 import confluent_kafka
 import pytest
 from fold_fleet import bundle, chain, lines, polled
-from kafka_fixture import LIBRARIES, FeedTopics, an_alert
+from kafka_fixture import LIBRARIES, FeedTopics, an_alert, until
 
 from connectors.alert_json import decode_alert
-from connectors.kafka_client import Committed, Member
+from connectors.kafka_client import Committed, Member, NewTopic
 from connectors.kafka_commit import transactional_id
 from connectors.kafka_group_source import KafkaGroupSource
 from pipeline.errors import BrokerUnavailable, Rebalanced, StateError
@@ -207,6 +207,33 @@ def test_messages_that_expired_unread_stop_the_feed_or_are_counted_and_left_out(
     assert restored is not None
     assert (restored.position, restored.missed, restored.assets) == (25, 15, state)
     goes_on.close()
+
+
+def test_an_input_topic_that_was_made_anew_and_filled_is_not_taken_for_the_old_one(
+    feed: FeedTopics, library: str
+) -> None:
+    place = (feed.input, 0)
+    feed.feed([b"."] * 30)
+    first = feed.committer(library)
+    first.commit(Batch({place: 10}, states={place: [AssetState("a", b"1", b"")]}))
+    first.close()
+    admin = confluent_kafka.admin.AdminClient({"bootstrap.servers": feed.bootstrap})
+    admin.delete_topics([feed.input])[feed.input].result(10)
+    client = feed.client(library)
+    until(lambda: feed.input not in client.topics())
+    client.create_topics([NewTopic(feed.input, 2)])
+    feed.feed([b"."] * 30)
+    for resume in (False, True):
+        other = feed.committer(library, resume=resume)
+        with pytest.raises(StateError, match=r"deleted and created again .* so that offset 10 means another message"):
+            other.restore(*place)
+        other.close()
+
+
+def test_both_clients_tell_the_same_id_of_a_topic(feed: FeedTopics) -> None:
+    one, other = (feed.client(library).topic_id(feed.input) for library in LIBRARIES)
+    assert one == other
+    assert one != feed.client().topic_id(feed.alerts)
 
 
 def test_offsets_that_expired_are_made_up_from_the_state(feed: FeedTopics, library: str) -> None:
