@@ -20,8 +20,9 @@ STEPS = {
 }
 
 
-def test_kills_at_random_points_leave_the_alert_topic_as_one_undisturbed_run_makes_it(attempt):
-    run, dice = attempt("kills", run__max_rows=30), random.Random(1)
+@pytest.mark.parametrize("client", ["confluent", pytest.param("kafka-python", marks=pytest.mark.slow)])
+def test_kills_at_random_points_leave_the_alert_topic_as_one_undisturbed_run_makes_it(attempt, client):
+    run, dice = attempt(f"kills-{client}", client=client, run__max_rows=30), random.Random(1)
     run.start()
     for _ in range(10):
         run.until_committed(run.committed() + 100)
