@@ -27,7 +27,7 @@ def work(slot):
         time.sleep(0.01)
 
 def drain(slot):
-    print(f"slot {slot} drained", flush=True)
+    os.write(1, f"slot {slot} drained\\n".encode())  # in one piece: several write to the same pipe
 
 Supervisor(range(int(sys.argv[1]), int(sys.argv[2])), work, Console()).run()
 """
