@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import time
 import uuid
@@ -80,6 +81,8 @@ class Stage:
         calm = self.attempt("calm", slots=1)
         fit_model(calm.config, PLAN)
         os.environ[fault_worker.PRELOAD] = str(calm.config)
+        # What `sys.path` has besides, the server is told of and does not heed.
+        os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         forks().set_forkserver_preload(["pytest", "fault_worker"])
         calm.start()
         calm.wait_drained(5 * PATIENCE_S)  # kernels that were never compiled here are compiled first
