@@ -1,32 +1,50 @@
-"""The suite's own test: our code, broken on purpose, must not get through it."""
+"""The suite's own test: our code, broken on purpose, must not get through it, and in the same setting ours must."""
 
-import time
+import signal
 
 import pytest
-from fault_stage import PATIENCE_S
+from fault_stage import equal
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
 
-@pytest.mark.parametrize(
-    ("mutant", "step"),
-    [
-        ("offsets_outside_the_transaction", "after_send_offsets"),
-        ("state_read_uncommitted", "after_produce"),
-        ("no_replay", "after_commit"),
-        ("deltas_ignored", "after_commit"),
-    ],
-)
-def test_a_mutant_does_not_make_the_alert_topic_of_the_undisturbed_run(attempt, mutant, step):
+def struck(attempt, step, mutant=""):
+    """Start workers that die again and again at a step of the commit."""
     # Fixed slots: the group itself would refuse offsets that are committed by somebody who is no member.
     run = attempt("mutant", assignment="fixed", run__max_rows=200)
     run.mutant = mutant
     run.start(failpoint=f"{step}:0.3")
-    deadline = time.monotonic() + PATIENCE_S
-    # It goes through and says something else, or a worker notices that offsets and state do not belong together.
-    while not run.drained() and run.ended.count(1) < 2 and time.monotonic() < deadline:
-        run.tend()
-        time.sleep(0.1)
-    drained = run.drained()
+    return run
+
+
+@pytest.mark.parametrize("step", ["after_send_offsets", "after_produce", "after_commit"])
+def test_in_the_setting_of_the_mutants_the_code_as_it_is_makes_the_alert_topic_of_the_undisturbed_run(attempt, step):
+    run = struck(attempt, step)
+    run.wait_drained()
     run.stop()
-    assert not (drained and run.verdict().equal)
+    assert set(run.ended) == {-signal.SIGKILL}
+    equal(run)
+
+
+@pytest.mark.parametrize("mutant", ["no_replay", "deltas_ignored"])
+def test_a_mutant_that_restores_less_than_there_is_goes_through_and_says_something_else(attempt, mutant):
+    run = struck(attempt, "after_commit", mutant)
+    run.wait_drained()
+    run.stop()
+    assert set(run.ended) == {-signal.SIGKILL}
+    assert not run.verdict().equal
+
+
+@pytest.mark.parametrize(
+    ("mutant", "step", "words"),
+    [
+        ("offsets_outside_the_transaction", "after_send_offsets", "as its newest, the offsets of group"),
+        ("state_read_uncommitted", "after_produce", "but its state is of commit"),
+    ],
+)
+def test_a_mutant_whose_offsets_and_state_come_apart_ends_with_an_error_that_says_so(attempt, mutant, step, words):
+    run = struck(attempt, step, mutant)
+    run.wait(lambda: run.ended.count(1) > 0)
+    run.stop()
+    assert set(run.ended) == {-signal.SIGKILL, 1}
+    assert words in run.log.read_text()
