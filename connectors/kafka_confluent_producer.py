@@ -12,7 +12,7 @@ from typing import Any, Final
 import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
-from connectors.kafka_client import Committed, watchdog
+from connectors.kafka_client import MAX_RECORD_BYTES, Committed, watchdog
 from connectors.kafka_confluent_errors import heard, translated
 from pipeline.errors import BrokerUnavailable, StateError
 from pipeline.values import Place
@@ -44,8 +44,8 @@ class ConfluentProducer:
                 # The default, 100 ms, is waited out by every transaction that follows close on another.
                 "retry.backoff.ms": 5,
                 "linger.ms": 5,
-                # A record that large is sent by itself: `batch.size` stays what every topic takes.
-                "message.max.bytes": max_record_bytes,
+                # A larger record is sent by itself: `batch.size` stays what every topic takes.
+                "message.max.bytes": max(max_record_bytes, MAX_RECORD_BYTES),
                 # Java's hash, and kafka-python's: a change of client moves no asset to another partition.
                 "partitioner": "murmur2_random",
             }
