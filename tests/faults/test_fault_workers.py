@@ -18,9 +18,10 @@ STEPS = {
     "before_restore": 0.6,
     "after_read": 0.6,
 }
+SLOWER = pytest.param("kafka-python", marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("client", ["confluent", pytest.param("kafka-python", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("client", ["confluent", SLOWER])
 def test_kills_at_random_points_leave_the_alert_topic_as_one_undisturbed_run_makes_it(attempt, client):
     run, dice = attempt(f"kills-{client}", client=client, run__max_rows=30), random.Random(1)
     run.start()
@@ -35,9 +36,10 @@ def test_kills_at_random_points_leave_the_alert_topic_as_one_undisturbed_run_mak
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("client", ["confluent", "kafka-python"])
 @pytest.mark.parametrize("step", STEPS)
-def test_kills_at_a_step_of_the_commit_leave_the_alert_topic_as_one_undisturbed_run_makes_it(attempt, step):
-    run = attempt(step, run__max_rows=200)
+def test_kills_at_a_step_of_the_commit_leave_the_alert_topic_as_one_undisturbed_run_makes_it(attempt, step, client):
+    run = attempt(f"{step}-{client}", client=client, run__max_rows=200)
     run.start(failpoint=f"{step}:{STEPS[step]}")
     run.wait_drained()
     run.stop()
@@ -83,6 +85,26 @@ def test_partitions_of_a_worker_killed_in_its_commit_that_stays_away_are_taken_o
     run.wait(lambda: run.shares(2))
     run.stop()
     assert run.ended == []
+    equal(run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("client", ["confluent", "kafka-python"])
+def test_a_worker_frozen_past_its_session_while_another_member_takes_over_publishes_nothing_more(attempt, client):
+    run = attempt(f"passed-over-{client}", client=client, run__max_rows=50)
+    run.start()
+    run.wait(lambda: run.shares(0) and run.shares(1))
+    run.until_committed(run.committed() + 100)
+    frozen = run.workers.pop(0)
+    os.kill(frozen.pid, signal.SIGSTOP)
+    assert all(run.waiting()), "it has something to publish"
+    run.wait_drained()
+    before = [run.read(topic) for topic in ("alerts", "dead", "state")]
+    os.kill(frozen.pid, signal.SIGCONT)
+    run.workers[0] = frozen
+    run.wait(lambda: run.shares(0))  # it has joined again, or was fenced off, ended, and was started again
+    run.stop()
+    assert [run.read(topic) for topic in ("alerts", "dead", "state")] == before
     equal(run)
 
 
