@@ -196,11 +196,13 @@ class ConfluentConsumer:
         """Join the group."""
 
         def assigned(consumer: Any, parts: Sequence[TopicPartition]) -> None:
-            """Hold new partitions back, at an offset that is not looked for.
+            """Hold new partitions back, where their logs begin.
 
-            The answer to a question for one may come after `begin`, and then set the partition back to it.
+            A fetch of an offset that has expired would stop the fetcher, which no `seek` starts again; the question
+            where a log begins is asked in the background, as asking here can block. Its answer may come after `begin`
+            and set the partition back: whoever polls leaves out what it was told not to begin with.
             """
-            held = [TopicPartition(at.topic, at.partition, 0) for at in parts]
+            held = [TopicPartition(at.topic, at.partition, confluent_kafka.OFFSET_BEGINNING) for at in parts]
             self._held.update((at.topic, at.partition) for at in parts)
             consumer.incremental_assign(held)
             consumer.pause(held)

@@ -90,8 +90,6 @@ def refused(run, words):
     assert run.read("alerts") == before
 
 
-# Not in every run: confluent may fail to seek before it finds the offset gone, and then says less.
-@pytest.mark.slow
 def test_offsets_that_have_aged_out_are_an_error_that_says_so_and_not_a_silent_gap(attempt, own_input, admin):
     run = attempt("aged", feed=own_input, slots=1, run__max_rows=50)
     half_way(run)
