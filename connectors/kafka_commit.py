@@ -143,10 +143,7 @@ class KafkaCommitter:
             return
         self._reopen()
         counts = {place: self._count(*place).next(self._every) for place in batch.positions}
-        offsets = {
-            place: Committed(position, msgspec.json.encode(OffsetNote(counts[place].n)).decode())
-            for place, position in batch.positions.items()
-        }
+        offsets = {place: self._offset(position, counts[place]) for place, position in batch.positions.items()}
         if self._replaced and self._was_taken(offsets):
             self._done(counts, offsets)
             return
@@ -262,6 +259,9 @@ class KafkaCommitter:
             raise Rebalanced(f"{said} ({self._owner})")
         self._over = Fenced(f"{said}, a newer process of the same slot ({self._owner})")
         raise self._over
+
+    def _offset(self, position: int, count: Count) -> Committed:
+        return Committed(position, msgspec.json.encode(OffsetNote(count.n, self._transactional_id)).decode())
 
     def _count(self, topic: str, partition: int) -> Count:
         if (topic, partition) not in self._counts:

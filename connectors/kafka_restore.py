@@ -23,12 +23,14 @@ log = logging.getLogger(__name__)
 _PATIENCE_S: Final = 0.5  # for a pending transaction, before it is ended for its owner
 _HUNG_S: Final = 8.0  # librdkafka never returns when the group's coordinator is lost under the question
 _ENDING_S: Final = 10.0  # for a transaction to be ended
+_ALIVE_S: Final = 1.0  # how long a live member is taken for one; a dead one keeps its partitions for longer
 
 
 class OffsetNote(msgspec.Struct, frozen=True):
-    """What is kept beside a committed offset: the commit's number."""
+    """What is kept beside a committed offset: the commit's number, and the transactional id that it was made under."""
 
     n: int
+    by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +49,8 @@ class Restorer:
     ----------
     topic_ids : input topic -> its id; "" where it is not known.
     transactional_ids : of all slots, where they are members of the group; else none. A transaction left open by one
-        that is no member any more is ended here, or its partitions could not be read before the broker gives up on it:
-        its timeout, and up to 10 s more.
+        that is no member any more is ended here, or its partitions, or the alerts after it, could not be read before
+        the broker gives up on it: its timeout, and up to 10 s more.
     own_id : the transactional id that is ours.
     resume : go on with the state alone where the committed offset has expired, and at the oldest message there is
         where the next one has; else both are errors.
@@ -79,6 +81,7 @@ class Restorer:
         self._timeout_s = timeout_s
         self._at_step = at_step
         self._reader: Consumer | None = None
+        self._looked: dict[str, float] = {}  # when a former owner was last found alive, or its transaction was ended
         self._lock = threading.RLock()  # one question at a time
 
     def find(self, place: Place) -> Found:
@@ -92,7 +95,9 @@ class Restorer:
         self._at_step("before_restore")
         with self._lock:
             at = self.committed(place)
-            n = note_of(place, at, self._group).n if at is not None else 0
+            note = note_of(place, at, self._group) if at is not None else OffsetNote(0)
+            self._succeed(note.by)
+            n = note.n
             state = self._state_of(place, n)
             first = self._reading().first_offsets([place], self._timeout_s)[place]
             end = self._reading().end_offsets([place], self._timeout_s)[place]
@@ -123,7 +128,7 @@ class Restorer:
             except BrokerUnavailable:
                 if left <= 0:
                     raise
-            self._end_left_open()
+            self._end_left_open(self._ids)
 
     def close(self) -> None:
         """Let go of the connections."""
@@ -151,13 +156,23 @@ class Restorer:
                 )
             time.sleep(0.02)
 
-    def _end_left_open(self) -> None:
-        """End the transactions of slots that nobody holds now."""
-        if not self._ids:
+    def _succeed(self, owner: str) -> None:
+        """End what the last owner of a partition may have left open before any offset was sent.
+
+        Nothing of the input waits for that, but whoever reads the alerts does.
+        """
+        now = time.monotonic()
+        if owner in self._ids and now - self._looked.get(owner, -_ALIVE_S) >= _ALIVE_S:
+            self._looked[owner] = now
+            self._end_left_open([owner])
+
+    def _end_left_open(self, slots: Sequence[str]) -> None:
+        """End the transactions of those slots that nobody holds now, and that are not our own."""
+        if not set(slots) - {self._own_id}:
             return
         try:
             alive = self._client.owners(self._group)
-            for gone in set(self._ids) - alive.keys() - {self._own_id}:
+            for gone in set(slots) - alive.keys() - {self._own_id}:
                 producer = self._client.producer(gone, timeout_s=_ENDING_S)
                 try:
                     producer.init_transactions()

@@ -79,8 +79,7 @@ def test_partitions_of_a_worker_killed_in_its_commit_that_stays_away_are_taken_o
     assert gone.exitcode == -signal.SIGKILL
     assert not run.drained(), "what it was committing is left to be read"
     run.wait_drained()
-    if step == "after_send_offsets":  # the offsets cannot be read before
-        assert f"ended what {run.member(2)} had left open" in run.log.read_text()
+    assert f"ended what {run.member(2)} had left open" in run.log.read_text()
     run.start(2)
     run.wait(lambda: run.shares(2))
     run.stop()

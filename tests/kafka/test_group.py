@@ -21,6 +21,8 @@ from pipeline.values import Alert
 
 pytestmark = pytest.mark.kafka
 
+A_STATE = AssetState("a", b"1", b"")
+
 
 @pytest.fixture(params=LIBRARIES)
 def library(request: pytest.FixtureRequest) -> str:
@@ -119,12 +121,8 @@ def test_partitions_that_move_to_a_second_worker_and_back_tell_what_one_worker_w
 
 
 def test_what_a_dead_worker_left_open_is_ended_by_the_next_owner(feed: FeedTopics, library: str) -> None:
-    place = (feed.input, 0)
-    feed.feed([b"."] * 30)
+    place = left_at_ten(feed, library, slot=1)
     client = feed.client(library)
-    first = feed.committer(library, slot=1)
-    first.commit(Batch({place: 10}, states={place: [AssetState("a", b"1", b"")]}))
-    first.close()
     dead = client.producer(transactional_id(feed.group, 1), timeout_s=60.0)
     dead.init_transactions()
     dead.begin()
@@ -144,6 +142,29 @@ def test_what_a_dead_worker_left_open_is_ended_by_the_next_owner(feed: FeedTopic
     assert restored.position == 10
     assert feed.read(feed.alerts) == []
     for one in (nobody_else, second, reader, dead):
+        one.close()
+
+
+def test_what_a_dead_worker_left_open_before_it_sent_offsets_holds_readers_of_alerts_until_the_next_owner_comes(
+    feed: FeedTopics, library: str
+) -> None:
+    place = left_at_ten(feed, library, slot=1)
+    client = feed.client(library)
+    dead = client.producer(transactional_id(feed.group, 1), timeout_s=60.0)
+    dead.init_transactions()
+    dead.begin()
+    dead.send(feed.alerts, b"{}", b"never")
+    dead.flush()
+    reader = client.consumer(feed.group)
+    alerts = [(feed.alerts, partition) for partition in (0, 1)]
+    readable = reader.end_offsets(alerts, 5.0)
+    second = feed.committer(library, slot=0, slots=2, group_metadata=reader.group_metadata)
+    restored = second.restore(*place)
+    assert restored is not None
+    assert restored.position == 10
+    until(lambda: reader.end_offsets(alerts, 5.0) != readable)
+    assert feed.read(feed.alerts) == []
+    for one in (second, reader, dead):
         one.close()
 
 
@@ -188,13 +209,18 @@ def test_a_commit_of_a_generation_that_is_over_publishes_nothing_and_can_be_made
     committer.close()
 
 
-def test_messages_that_expired_unread_stop_the_feed_or_are_counted_and_left_out(feed: FeedTopics, library: str) -> None:
+def left_at_ten(feed: FeedTopics, library: str, slot: int = 0) -> tuple[str, int]:
+    """Let a worker end that has committed 10 of 30 messages; return their partition."""
     place = (feed.input, 0)
     feed.feed([b"."] * 30)
-    state = [AssetState("a", b"1", b"")]
-    first = feed.committer(library)
-    first.commit(Batch({place: 10}, states={place: state}))
-    first.close()
+    ended = feed.committer(library, slot=slot)
+    ended.commit(Batch({place: 10}, states={place: [A_STATE]}))
+    ended.close()
+    return place
+
+
+def test_messages_that_expired_unread_stop_the_feed_or_are_counted_and_left_out(feed: FeedTopics, library: str) -> None:
+    place = left_at_ten(feed, library)
     admin = confluent_kafka.admin.AdminClient({"bootstrap.servers": feed.bootstrap})
     at = confluent_kafka.TopicPartition(feed.input, 0, 25)
     admin.delete_records([at])[at].result(10)
@@ -205,18 +231,14 @@ def test_messages_that_expired_unread_stop_the_feed_or_are_counted_and_left_out(
     goes_on = feed.committer(library, resume=True)
     restored = goes_on.restore(*place)
     assert restored is not None
-    assert (restored.position, restored.missed, restored.assets) == (25, 15, state)
+    assert (restored.position, restored.missed, restored.assets) == (25, 15, [A_STATE])
     goes_on.close()
 
 
 def test_an_input_topic_that_was_made_anew_and_filled_is_not_taken_for_the_old_one(
     feed: FeedTopics, library: str
 ) -> None:
-    place = (feed.input, 0)
-    feed.feed([b"."] * 30)
-    first = feed.committer(library)
-    first.commit(Batch({place: 10}, states={place: [AssetState("a", b"1", b"")]}))
-    first.close()
+    place = left_at_ten(feed, library)
     admin = confluent_kafka.admin.AdminClient({"bootstrap.servers": feed.bootstrap})
     admin.delete_topics([feed.input])[feed.input].result(10)
     client = feed.client(library)
@@ -237,11 +259,7 @@ def test_both_clients_tell_the_same_id_of_a_topic(feed: FeedTopics) -> None:
 
 
 def test_offsets_that_expired_are_made_up_from_the_state(feed: FeedTopics, library: str) -> None:
-    place = (feed.input, 0)
-    feed.feed([b"."] * 30)
-    first = feed.committer(library)
-    first.commit(Batch({place: 10}, states={place: [AssetState("a", b"1", b"")]}))
-    first.close()
+    place = left_at_ten(feed, library)
     admin = confluent_kafka.admin.AdminClient({"bootstrap.servers": feed.bootstrap})
     admin.delete_consumer_groups([feed.group])[feed.group].result(10)
     goes_on = feed.committer(library, resume=True)
