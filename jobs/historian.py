@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from jobs import build, failpoints
 from jobs.config import specs
+from jobs.every import Every
 from jobs.stopping import until_signal
 from pipeline.errors import ConfigError
 
@@ -64,17 +64,13 @@ def historian(settings: Settings, once: bool, console: Console) -> Counter[str]:
 
 def _follow(writer: Historian, follower: KafkaFollower, max_rows: int, once: bool, console: Console) -> None:
     ends = follower.ends() if once else {}
-    said = flushed = time.monotonic()
+    flush = Every(_FLUSH_S, writer.flush)
+    tell = Every(_TELL_S, lambda: _tell(writer, follower, console))
     with until_signal() as stopped:
         while not stopped() and not (once and writer.caught_up(ends)):
             writer.step(max_rows, _POLL_S)
-            now = time.monotonic()
-            if now - flushed >= _FLUSH_S:
-                flushed = now
-                writer.flush()
-            if now - said >= _TELL_S:
-                said = now
-                _tell(writer, follower, console)
+            flush()
+            tell()
         writer.flush()
     _tell(writer, follower, console)
 

@@ -9,6 +9,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from jobs import build
+from jobs.every import Every
 from jobs.stopping import until_signal
 from pipeline.errors import ConfigError, SinkUnavailable
 
@@ -48,7 +49,8 @@ def notify(settings: Settings, console: Console) -> Counter[str]:
 
 
 def _follow(notifier: Notifier, follower: KafkaFollower, max_rows: int, console: Console) -> None:
-    committed = said = time.monotonic()
+    commit = Every(_COMMIT_S, notifier.commit)
+    tell = Every(_TELL_S, lambda: _tell(notifier, follower, console))
     with until_signal() as stopped:
         while not stopped():
             try:
@@ -56,13 +58,8 @@ def _follow(notifier: Notifier, follower: KafkaFollower, max_rows: int, console:
             except SinkUnavailable as error:
                 console.warn(f"alerts are kept and offered again: {error}")
                 _wait(stopped, _AGAIN_S)
-            now = time.monotonic()
-            if now - committed >= _COMMIT_S:
-                committed = now
-                notifier.commit()
-            if now - said >= _TELL_S:
-                said = now
-                _tell(notifier, follower, console)
+            commit()
+            tell()
         notifier.commit()
     _tell(notifier, follower, console)
 

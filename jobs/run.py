@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from jobs import build
 from jobs.beside import Beside, side_by_side
+from jobs.every import Every
 from jobs.hot import busy, hot
 from jobs.stopping import until_signal
 from pipeline.chain import Chain
@@ -98,9 +98,9 @@ class _Watch:
         self.counts: Counter[str] = Counter()
         self._source = source
         self._read: Counter[tuple[str, int]] = Counter()  # by partition, since it was last told
-        self._settings, self._chain, self._console, self._told, self._flush = settings, chain, console, told, flush
+        self._settings, self._chain, self._console, self._told = settings, chain, console, told
         self._refused = ""
-        self._looked = self._said = self._flushed = time.monotonic()
+        self._due = [Every(_LOOK_S, self.follow_champion), Every(_TELL_S, self.tell), Every(_FLUSH_S, flush)]
         self._enough = False
 
     def after(self, step: Step) -> None:
@@ -123,16 +123,8 @@ class _Watch:
 
     def between(self) -> None:
         """Do between two steps what is due."""
-        now = time.monotonic()
-        if now - self._looked >= _LOOK_S:
-            self._looked = now
-            self.follow_champion()
-        if now - self._said >= _TELL_S:
-            self._said = now
-            self.tell()
-        if now - self._flushed >= _FLUSH_S:
-            self._flushed = now
-            self._flush()
+        for one in self._due:
+            one()
 
     def follow_champion(self) -> None:
         """Serve the champion if it is another than the one that serves. One that does not fit is told once."""

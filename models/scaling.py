@@ -38,7 +38,7 @@ def fit_scale(
     A channel at rest, which moves by less than a hundredth of `fleet`, takes the fleet's: how little it moved while it
     was watched says nothing of how far it may move, the same sensor on other assets does. Where that moves on no asset,
     the scale is 1 of its unit (or more, where that would stretch the rounding of float32). A channel that was never
-    observed has location 0 and scale 1.
+    observed has location 0, and is at rest.
 
     Parameters
     ----------
