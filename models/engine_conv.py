@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from models.autoencoders import ConvAutoencoder
 from models.engine_buffers import Workspace
-from models.engine_rings import padded
+from models.engine_products import Product
 from pipeline.errors import BundleError
 from pipeline.values import Float32, Int64
 
@@ -29,8 +29,7 @@ _NO_FLOOR = np.float32(-np.inf)
 
 
 class _Layer(NamedTuple):
-    weight: Tensor  # (K', M'): K and M rounded up with zeros, so that every row is aligned
-    bias: Tensor  # (M',)
+    product: Product  # K' to M': K and M rounded up, so that every row is aligned
     looks: tuple[Int64, int, int, int, int, np.float32]  # at what: arguments of `_lay_out`
     steps: int  # T
     side: Tensor  # (B T, K'), the rows
@@ -86,7 +85,7 @@ class UnfoldedConv:
         windows = x.contiguous().numpy()
         for layer, side, side_rows, out, out_windows in self._steps[len(x)]:
             _lay_out(windows, *layer.looks, side_rows)
-            torch.addmm(layer.bias, side, layer.weight, out=out)
+            layer.product.run(side, out)
             windows = out_windows
         return out[:, : self._row].reshape(len(x), -1)[:, -self._last :]
 
@@ -102,16 +101,14 @@ def _layer(part: nn.Module, first: Int64, floor: np.float32, name: str, space: W
     else:
         taps = part.weight.detach().permute(2, 1, 0)
     kernel, inputs, outputs = taps.shape
-    weight = torch.zeros(padded(kernel * inputs), padded(outputs))
-    weight[: kernel * inputs, :outputs] = taps.reshape(-1, outputs)
+    product = Product(taps.reshape(-1, outputs).t(), bias)
     steps = -(-len(first) // stride)
     return _Layer(
-        weight=weight,
-        bias=nn.functional.pad(bias, (0, weight.shape[1] - outputs)),
+        product=product,
         looks=(first, kernel, inputs, stride, padding, floor),
         steps=steps,
-        side=space.rows(f"{name} side", _SHAPES[-1] * steps, weight.shape[0]),
-        out=space.rows(f"{name} out", _SHAPES[-1] * steps, weight.shape[1]),
+        side=space.rows(f"{name} side", _SHAPES[-1] * steps, product.takes),
+        out=space.rows(f"{name} out", _SHAPES[-1] * steps, product.gives),
     )
 
 

@@ -21,6 +21,7 @@ from models.engine_buffers import Workspace
 from models.engine_conv import UnfoldedConv
 from models.engine_gaps import reconstruct_holed
 from models.engine_int8 import Int8Dense, Layer
+from models.engine_products import PackedDense
 from models.engine_single import SingleConv, SingleDense
 from models.fitted_members import Principal, fitted_module, principal
 from pipeline.bundle import Bundle
@@ -76,7 +77,7 @@ class PcaMember:
 class DenseMember:
     """A dense autoencoder as a chain of matrix products over buffers that are allocated once.
 
-    Batch normalisation is folded into the layer before it; of the last layer only what is asked for is computed.
+    For devices and reduced precision; `models.engine_products` has the one for float32 on the CPU.
 
     Parameters
     ----------
@@ -169,11 +170,17 @@ def linear_chain(layers: Sequence[Layer], space: Workspace, reduced: bool = True
         return SingleDense(layers, space)
     if reduced and space.profile.precision == "int8":
         return Int8Dense(layers, space)
-    return DenseMember(layers, space, space.dtype if reduced else torch.float32)
+    dtype = space.dtype if reduced else torch.float32
+    if space.device.type == "cpu" and dtype == torch.float32:
+        return PackedDense(layers, space)
+    return DenseMember(layers, space, dtype)
 
 
 def _dense_layers(module: DenseAutoencoder, last: int) -> list[Layer]:
-    """Return the layers of a module at inference, of which the last one gives `last` readings only."""
+    """Return the layers of a module at inference, of which the last one gives `last` readings only.
+
+    Batch normalisation is folded into the layer before it.
+    """
     layers = _linear_layers([*module.encoder, *module.decoder])
     weight, bias, relu = layers[-1]
     return [*layers[:-1], (weight[len(weight) - last :].clone(), bias[len(bias) - last :].clone(), relu)]

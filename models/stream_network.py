@@ -19,6 +19,7 @@ from numba import njit
 from torch import Tensor
 
 from models.engine_buffers import Workspace
+from models.engine_products import Product
 from models.engine_scorer import cuts, fallbacks, keeps_bits
 from models.stream_layers import Layer
 from pipeline.values import Bool, Float32, Int32, Int64
@@ -44,12 +45,11 @@ class StreamNetwork:
     def __init__(self, layers: Sequence[Layer], space: Workspace) -> None:
         self.shapes: tuple[int, ...] = SHAPES
         self._layers = layers
-        most = SHAPES[-1]
-        self._runs = [
-            space.rows(f"runs {i}", most * layer.products, len(layer.weight)) for i, layer in enumerate(layers)
-        ]
-        self._out = [space.rows(f"out {i}", most * layer.products, len(layer.bias)) for i, layer in enumerate(layers)]
-        self._run_rows, self._out_rows = [_whole(r) for r in self._runs], [_whole(o) for o in self._out]
+        self._products = [Product(layer.weight.t(), layer.bias) for layer in layers]
+        rooms = [(SHAPES[-1] * layer.products, p) for layer, p in zip(layers, self._products, strict=True)]
+        self._runs = [space.rows(f"runs {i}", n, p.takes) for i, (n, p) in enumerate(rooms)]
+        self._out = [space.rows(f"out {i}", n, p.gives) for i, (n, p) in enumerate(rooms)]
+        self._run_rows, self._out_rows = [r.numpy() for r in self._runs], [o.numpy() for o in self._out]
         self.runs = self._run_rows[0]
 
     @property
@@ -106,7 +106,7 @@ class StreamNetwork:
 
             def run(pick: Int64, i: int = i, m: int = layer.products, tried: Tensor = tried) -> Tensor:
                 rows = slice(0, len(pick) * m)
-                self._runs[i][rows] = tried[torch.from_numpy(pick)].flatten(0, 1)
+                self._runs[i][rows, : tried.shape[2]] = tried[torch.from_numpy(pick)].flatten(0, 1)
                 return self._multiply(i, rows).clone().view(1, len(pick), -1)
 
             if not keeps_bits(run, shapes):
@@ -114,14 +114,7 @@ class StreamNetwork:
         return True
 
     def _multiply(self, i: int, rows: slice) -> Tensor:
-        layer = self._layers[i]
-        return torch.addmm(layer.bias, self._runs[i][rows], layer.weight, out=self._out[i][rows])
-
-
-def _whole(rows: Tensor) -> Float32:
-    """Return rows of a workspace with their padding, for kernels."""
-    whole: Float32 = rows.as_strided((len(rows), rows.stride(0)), (rows.stride(0), 1)).numpy()
-    return whole
+        return self._products[i].run(self._runs[i][rows], self._out[i][rows])
 
 
 @njit(nogil=True, cache=True)
