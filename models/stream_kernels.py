@@ -22,7 +22,7 @@ _ABSTAINED = np.uint8(Status.ABSTAINED)
 def _put(s: int, rows: Any, i: int, slots: Any) -> int:
     """Take row `i` into the raw ring of slot `s`; return its unobserved readings."""
     head, x, observed = slots.head[s], rows.x[i], rows.observed[i]
-    raw, seen, kept = slots.raw[s, head.at], slots.seen[s, head.at], slots.raw.shape[1]
+    raw, seen, kept = slots.raw[head.at, s], slots.seen[head.at, s], slots.raw.shape[0]
     before = now = 0
     for c in range(len(x)):
         raw[c] = x[c]
@@ -74,13 +74,13 @@ def _start(s: int, slots: Any) -> None:
     head.missing = 0
     head.scaled_at = 0
     head.fresh = 1
-    slots.scaled[s] = 0.0
+    slots.scaled[:, s] = 0.0
 
 
 @njit(nogil=True, cache=True)
 def take_rows(rows: Any, order: Int64, slots: Any, scaler: Any, shape: Any, hops: Any, found: Any) -> tuple[int, int]:
     """Take rows in order until the hops are full, as `StreamRings.take` says; return (taken, hops)."""
-    kept, channels = slots.raw.shape[1], slots.raw.shape[2]
+    kept, channels = slots.raw.shape[0], slots.raw.shape[2]
     readings = kept * channels
     z = np.empty(channels, np.float64)
     k = 0
@@ -120,7 +120,7 @@ def take_rows(rows: Any, order: Int64, slots: Any, scaler: Any, shape: Any, hops
 def _scale_row(s: int, rows: Any, i: int, gaps: int, slots: Any, scaler: Any, z: Float64) -> None:
     """Scale a row as `scale_scalar` does; nearly all readings are in its linear part, which is done for all at once."""
     head, x, observed = slots.head[s], rows.x[i], rows.observed[i]
-    loc, scale, to = scaler.loc[head.group], scaler.scale[head.group], slots.scaled[s, head.scaled_at]
+    loc, scale, to = scaler.loc[head.group], scaler.scale[head.group], slots.scaled[head.scaled_at, s]
     limit, far = scaler.limit, 0
     for c in range(len(z)):
         z[c] = (np.float64(x[c]) - loc[c]) / scale[c]
@@ -133,18 +133,18 @@ def _scale_row(s: int, rows: Any, i: int, gaps: int, slots: Any, scaler: Any, z:
                 to[c] = np.nan
             elif abs(z[c]) > limit:
                 to[c] = np.float32(soft_clip_scalar(z[c], limit))
-    head.scaled_at = head.scaled_at + 1 if head.scaled_at + 1 < slots.scaled.shape[1] else 0
+    head.scaled_at = head.scaled_at + 1 if head.scaled_at + 1 < len(slots.scaled) else 0
 
 
 @njit(nogil=True, cache=True)
 def _recall(s: int, i: int, slots: Any, lag: int, found: Any) -> bool:
     """Copy the row that is scored now, as it came and scaled; return whether anything of it was observed."""
     head = slots.head[s]
-    p = (head.at - 1 - lag) % slots.raw.shape[1]
+    p = (head.at - 1 - lag) % len(slots.raw)
     scaled, raw, seen = (
-        slots.scaled[s, (head.scaled_at - 1 - lag) % slots.scaled.shape[1]],
-        slots.raw[s, p],
-        slots.seen[s, p],
+        slots.scaled[(head.scaled_at - 1 - lag) % len(slots.scaled), s],
+        slots.raw[p, s],
+        slots.seen[p, s],
     )
     to_scaled, to_raw, count = found.by_channel[i], found.actual[i], 0
     for c in range(len(raw)):
@@ -164,11 +164,11 @@ def _recall(s: int, i: int, slots: Any, lag: int, found: Any) -> bool:
 @njit(nogil=True, cache=True)
 def _gather(s: int, k: int, slots: Any, shape: Any, hops: Any) -> None:
     """Write of hop `k` what the first layer multiplies, and the rows that will be held against what comes out."""
-    ring, channels = slots.scaled.shape[1], slots.scaled.shape[2]
+    ring, channels = slots.scaled.shape[0], slots.scaled.shape[2]
     newest = slots.head[s].scaled_at - 1 + ring
     at = (newest - shape.delay - shape.hop + 1) % ring
     for r in range(shape.hop):
-        source, to = slots.scaled[s, at], hops.late[k, r]
+        source, to = slots.scaled[at, s], hops.late[k, r]
         for c in range(channels):
             to[c] = source[c]
         at = at + 1 if at + 1 < ring else 0
@@ -177,7 +177,7 @@ def _gather(s: int, k: int, slots: Any, shape: Any, hops: Any) -> None:
         at = (newest - shape.kept - shape.hop + 1 + m * shape.stride) % ring
         runs = hops.runs[k * products + m]
         for t in range(shape.taps):
-            source, to = slots.scaled[s, at], runs[t * channels : (t + 1) * channels]
+            source, to = slots.scaled[at, s], runs[t * channels : (t + 1) * channels]
             for c in range(channels):
                 to[c] = source[c] if source[c] == source[c] else np.float32(0.0)
             at = at + 1 if at + 1 < ring else 0

@@ -83,12 +83,16 @@ class Hops(NamedTuple):
 
 
 class _Slots(NamedTuple):
-    """Arrays with a leading slot axis."""
+    """What is kept of each slot.
+
+    Rings have the slots of one row side by side: assets that are in step, as most are, are taken one after the other,
+    and memory that is gone through in order is there before it is asked for.
+    """
 
     head: NDArray[Any]  # (A,) of _HEAD
-    raw: Float32  # (A, R, C), ring
-    seen: Bool  # (A, R, C), ring
-    scaled: Float32  # (A, Q, C), ring; NaN where not observed
+    raw: Float32  # (R, A, C), ring
+    seen: Bool  # (R, A, C), ring
+    scaled: Float32  # (Q, A, C), ring; NaN where not observed
     expected: Float32  # (A, S * C), reconstructions of the last hop, scaled
     errors: Float64  # (A, W - 1 + S), row errors, oldest first; NaN where nothing was observed
     score: Float32  # (A, S), of the last hop's reconstructed rows
@@ -209,8 +213,8 @@ class StreamRings:
         real = np.arange(self.rows) >= self.rows - head["count"][:, None]
         at = slots[:, None]
         return RawWindows(
-            x=np.where(real[..., None], self._slots.raw[at, ring], np.float32(0)),
-            observed=self._slots.seen[at, ring] & real[..., None],
+            x=np.where(real[..., None], self._slots.raw[ring, at], np.float32(0)),
+            observed=self._slots.seen[ring, at] & real[..., None],
             count=np.ascontiguousarray(head["count"]),
         )
 
@@ -224,7 +228,7 @@ class StreamRings:
         shape = (len(slots), self.rows, self.channels)
         if raw.x.shape != shape or raw.observed.shape != shape or raw.count.shape != shape[:1]:
             raise ShapeError(f"windows of shape {raw.x.shape} do not fit {shape}: slots, rows kept, channels")
-        self._slots.raw[slots], self._slots.seen[slots] = raw.x, raw.observed
+        self._slots.raw[:, slots], self._slots.seen[:, slots] = raw.x.swapaxes(0, 1), raw.observed.swapaxes(0, 1)
         head = self._slots.head
         head["count"][slots], head["at"][slots], head["derived"][slots] = raw.count, 0, 0
         gaps = (~raw.observed).sum(axis=(1, 2)) - (self.rows - raw.count) * self.channels
@@ -241,7 +245,7 @@ class StreamRings:
         grown = self._new_slots(max(_FIRST_SLOTS, 2 * had))
         arrays: Sequence[Any] = grown
         for new, old in zip(arrays, self._slots, strict=True):
-            new[:had] = old
+            new[(slice(None), slice(had)) if new.ndim == 3 else slice(had)] = old
         self._slots = grown
         self._used = np.concatenate([self._used, np.zeros(len(grown.head) - had, np.bool_)])
         self._free[:0] = range(len(grown.head) - 1, had - 1, -1)
@@ -251,9 +255,9 @@ class StreamRings:
         scaled = max(shape.delay, shape.kept) + shape.hop
         return _Slots(
             head=np.zeros(size, _HEAD),
-            raw=np.zeros((size, self.rows, c), np.float32),
-            seen=np.zeros((size, self.rows, c), np.bool_),
-            scaled=np.zeros((size, scaled, c), np.float32),
+            raw=np.zeros((self.rows, size, c), np.float32),
+            seen=np.zeros((self.rows, size, c), np.bool_),
+            scaled=np.zeros((scaled, size, c), np.float32),
             expected=np.zeros((size, shape.hop * c), np.float32),
             errors=np.zeros((size, shape.averaged - 1 + shape.hop), np.float64),
             score=np.zeros((size, shape.hop), np.float32),
