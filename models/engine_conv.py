@@ -24,7 +24,7 @@ from models.engine_products import Product
 from pipeline.errors import BundleError
 from pipeline.values import Float32, Int64
 
-_SHAPES = (4, 8, 16)  # windows: with 64 rows of 32 channels a layer's rows take 450 KB of 16, which L2 holds
+_AT_ONCE = 32  # windows: fewer, and the calls take as long as the work; more, and the rows of a layer leave the caches
 _NO_FLOOR = np.float32(-np.inf)
 
 
@@ -37,7 +37,7 @@ class _Layer(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """A layer for one number of windows."""
+    """A layer for some windows."""
 
     layer: _Layer
     side: Tensor
@@ -60,8 +60,6 @@ class UnfoldedConv:
     BundleError : a layer that is none of these.
     """
 
-    shapes: tuple[int, ...] = _SHAPES
-
     def __init__(self, module: ConvAutoencoder, last: int, space: Workspace) -> None:
         before = -module.window % module.total_stride
         channels = next(module.parameters()).shape[1]
@@ -76,18 +74,30 @@ class UnfoldedConv:
             below, steps, width = _NO_FLOOR, layers[-1].steps, layers[-1].out.shape[1]
             together = part.stride[0] if isinstance(part, nn.ConvTranspose1d) else 1
             first = (np.arange(steps)[:, None] * width + np.arange(together) * part.out_channels).ravel()
+        self.shapes = space.batch_sizes(convolutional=True)
         self._last, self._row = last, together * part.out_channels  # readings in a row of the last product
-        self._steps = {n: [_step(layer, n) for layer in layers] for n in _SHAPES}
-        self._steps[1] = [_step(layer, 1) for layer in layers]  # what an engine falls back to
+        self._layers = layers
+        self._out = space.rows("unfolded", self.shapes[-1] * steps, width)
+        self._known: dict[tuple[int, int], list[_Step]] = {}
 
     def expect(self, x: Tensor) -> Tensor:
         """Reconstruct windows, (B, D)."""
         windows = x.contiguous().numpy()
-        for layer, side, side_rows, out, out_windows in self._steps[len(x)]:
-            _lay_out(windows, *layer.looks, side_rows)
-            layer.product.run(side, out)
-            windows = out_windows
-        return out[:, : self._row].reshape(len(x), -1)[:, -self._last :]
+        for at in range(0, len(x), _AT_ONCE):
+            below = windows[at : at + _AT_ONCE]
+            for layer, side, side_rows, out, out_windows in self._steps(at, len(below)):
+                _lay_out(below, *layer.looks, side_rows)
+                layer.product.run(side, out)
+                below = out_windows
+        rows = self._out[: len(x) * self._layers[-1].steps, : self._row]
+        return rows.reshape(len(x), -1)[:, -self._last :]
+
+    def _steps(self, at: int, n: int) -> list[_Step]:
+        """Return what the layers read and write of `n` windows; the last one's results come to lie at window `at`."""
+        if (at, n) not in self._known:
+            steps = [_step(layer, layer.out, 0, n) for layer in self._layers[:-1]]
+            self._known[at, n] = [*steps, _step(self._layers[-1], self._out, at, n)]
+        return self._known[at, n]
 
 
 def _layer(part: nn.Module, first: Int64, floor: np.float32, name: str, space: Workspace) -> _Layer:
@@ -107,13 +117,13 @@ def _layer(part: nn.Module, first: Int64, floor: np.float32, name: str, space: W
         product=product,
         looks=(first, kernel, inputs, stride, padding, floor),
         steps=steps,
-        side=space.rows(f"{name} side", _SHAPES[-1] * steps, product.takes),
-        out=space.rows(f"{name} out", _SHAPES[-1] * steps, product.gives),
+        side=space.rows(f"{name} side", _AT_ONCE * steps, product.takes),
+        out=space.rows(f"{name} out", _AT_ONCE * steps, product.gives),
     )
 
 
-def _step(layer: _Layer, n: int) -> _Step:
-    side, out = layer.side[: n * layer.steps], layer.out[: n * layer.steps]
+def _step(layer: _Layer, room: Tensor, at: int, n: int) -> _Step:
+    side, out = layer.side[: n * layer.steps], room[at * layer.steps : (at + n) * layer.steps]
     return _Step(layer, side, side.numpy(), out, out.numpy().reshape(n, -1))
 
 

@@ -26,10 +26,10 @@ LIMITS: Mapping[str, str] = {
         "state (alignment, gate, smoother, alerts) that no cache holds. JSON itself is about a quarter of it."
     ),
     "score.dense.fp32": (
-        "at 64 rows the matrix product itself: MKL packs the weights (4.3 MB) anew for each one, and the bare chain of "
-        "products stands at 0.72 there (0.80 at 128 rows, 0.95 from 256 on); some 0.4 ms of a push is spent around "
-        "it. Tried: weights packed beforehand by MKL and by oneDNN (0.66), weights transposed (as it is), OpenBLAS "
-        "(5 to 20 % faster here, but its threads are nobody's to set without another dependency)."
+        "at 64 windows the weights (4.3 MB) are read for few rows, and a tenth goes into residuals and calls; from "
+        "rows, the windows come out of memory. Products are ONNX Runtime's, whose weights are packed once (0.99 of "
+        "the rate of a large product at 64 rows). Tried: MKL (0.68), weights packed beforehand by MKL and by oneDNN "
+        "(0.66), OpenBLAS (5 to 20 % faster than MKL)."
     ),
     "score.dense.int8": (
         "without VNNI two instructions multiply 32 products of 8 bits and add them in pairs, where float32 takes four: "
@@ -39,12 +39,12 @@ LIMITS: Mapping[str, str] = {
     ),
     "score.conv.bf16": "CPUs without bfloat16 instructions emulate them: meant for those that have them.",
     "score.conv.fp32": (
-        "the products of the layers are three quarters of a push and reach 0.7 of the rate of a large one (32 outputs "
-        "at 224 inputs, 64 at 128; an eighth of the last are zeros), laying out rows a tenth, windows from memory a "
-        "tenth; at 64 rows some 0.4 ms of calls. The network alone stands at 0.55. Tried: oneDNN's convolutions over "
-        "channels-last rows (0.45 in the same turns for 64 windows, 0.15 for 8), with packed weights and ReLU fused "
-        "(nothing gained), strides turned into channels (better for the transposed 5-tap layer only), oneDNN's packed "
-        "linear layers (slower), other numbers of windows (4: 0.42, 8: 0.50, 32: as 16)."
+        "the products of the layers take 1.27 of the floor (the wide ones at 0.93 of its rate, the 16 outputs and the "
+        "48 inputs in the middle at 0.57; an eighth of the last are zeros), laying out rows 0.18, calls 0.2, residuals "
+        "0.1; from rows, windows from memory another 0.12. Tried: MKL for the products (0.7 of the rate), oneDNN's "
+        "convolutions over channels-last rows (0.45 in the same turns for 64 windows, 0.15 for 8), with packed weights "
+        "and ReLU fused (nothing gained), strides turned into channels (better for the transposed 5-tap layer only), "
+        "other numbers of windows at once (8: 0.43 where 16 gave 0.51, 32 0.52, 64 0.54)."
     ),
     "stream.conv": (
         "memory: a row of one of 8,192 assets touches a dozen lines that no cache holds (raw ring, mask, scaled ring, "

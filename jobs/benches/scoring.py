@@ -1,4 +1,4 @@
-"""Windows to errors: `engine.push` itself, with its rings, against the arithmetic that the network asks for."""
+"""Windows to errors, and rows to errors through the engine with its rings, against what the network has to compute."""
 
 from __future__ import annotations
 
@@ -12,34 +12,45 @@ from jobs.benches.floor import gemm, network_floor
 from jobs.benches.measure import Ratio, Result, Trial, against, result, worst
 from models.autoencoders import build_module
 from models.engine import open_engine
+from models.engine_buffers import Workspace
+from models.engine_rings import Chunk
+from models.engine_scorer import Scorer
+from models.profiles import FALLBACK
 from pipeline.bundle import MemberSpec
 from pipeline.protocols import Engine
 
 _TURNS = 8  # batches taken in turn
 _SIZES = (64, 1024, 8192)
+_LARGEST = 1024  # batch of any member
 _GROUPS, _PER_GROUP = 64, 4
 
 
 def dense(trial: Trial) -> Result:
-    """Batches of 64, 1,024 and 8,192 rows of random assets through the dense autoencoder, against the GEMM floor."""
-    lines, rate, _ = _at_sizes(fleet.DENSE, fleet.DENSE_FLOP, trial)
-    return result("score.dense.fp32", worst(lines), {"windows_per_s": rate})
+    """64, 1,024 and 8,192 windows to errors with the dense autoencoder, against the GEMM floor.
+
+    Under `more` the same from rows of random assets: `engine.push`, which finds and scales the windows itself.
+    """
+    ready, pushed, rate, _ = _at_sizes(fleet.DENSE, fleet.DENSE_FLOP, trial)
+    return result("score.dense.fp32", [*worst(ready), *pushed], {"rows_per_s": rate})
 
 
 def conv(trial: Trial) -> Result:
     """The same through the convolutional autoencoder; under `more` also against its plain module at 8,192."""
-    lines, rate, eager = _at_sizes(fleet.CONV, fleet.CONV_FLOP, trial)
-    return result("score.conv.fp32", [*worst(lines), eager], {"windows_per_s": rate})
+    ready, pushed, rate, eager = _at_sizes(fleet.CONV, fleet.CONV_FLOP, trial)
+    return result("score.conv.fp32", [*worst(ready), eager, *pushed], {"rows_per_s": rate})
 
 
-def _at_sizes(member: MemberSpec, flop: int, trial: Trial) -> tuple[list[Ratio], float, Ratio]:
-    """Return the ratio to the floor for each size, windows a second and the ratio to the plain module at the last."""
+def _at_sizes(member: MemberSpec, flop: int, trial: Trial) -> tuple[list[Ratio], list[Ratio], float, Ratio]:
+    """Return the ratios to the floor for each size, of windows and of rows; rows a second, and the ratio of windows to
+    the plain module, at the last.
+    """
     torch.set_num_threads(1)
     sizes = [trial.size(n, 16) for n in _SIZES]
     engine, assets = _engine(trial, (member,))
     contestants: dict[str, Callable[[int], object]] = {"gemm": gemm()}
-    for n in _SIZES:
-        contestants[str(n)] = _push(engine, trial.size(n, 16), assets)
+    for n, size in zip(_SIZES, sizes, strict=True):
+        contestants[f"ready {n}"] = _ready(member, size)
+        contestants[f"pushed {n}"] = _push(engine, size, assets)
     module = build_module(member, fleet.CHANNELS).eval()
     x = torch.randn(sizes[-1], fleet.WINDOW, fleet.CHANNELS)
     observed = torch.ones_like(x)
@@ -51,13 +62,16 @@ def _at_sizes(member: MemberSpec, flop: int, trial: Trial) -> tuple[list[Ratio],
     contestants["plain"] = plain
     taken = trial.rounds(contestants)
     floor = network_floor(flop, taken["gemm"])
-    lines = [
-        against(f"fp32 GEMM floor of the network, b={n}", floor * size / taken[str(n)])
-        for n, size in zip(_SIZES, sizes, strict=True)
-    ]
-    last = taken[str(_SIZES[-1])]
-    eager = against("the plain torch module, b=8192", taken["plain"] / last)
-    return lines, sizes[-1] / float(np.median(last)), eager
+
+    def to_floor(what: str, said: str) -> list[Ratio]:
+        return [
+            against(f"fp32 GEMM floor of the network, {said}b={n}", floor * size / taken[f"{what} {n}"])
+            for n, size in zip(_SIZES, sizes, strict=True)
+        ]
+
+    eager = against("the plain torch module, b=8192", taken["plain"] / taken[f"ready {_SIZES[-1]}"])
+    rate = sizes[-1] / float(np.median(taken[f"pushed {_SIZES[-1]}"]))
+    return to_floor("ready", ""), to_floor("pushed", "from rows, "), rate, eager
 
 
 def group_conv(trial: Trial) -> Result:
@@ -86,6 +100,24 @@ def group_conv(trial: Trial) -> Result:
         [against("a Python loop over the groups' modules", taken["loop"] / taken["ours"])],
         {"windows_per_s": len(slots) / float(np.median(taken["ours"]))},
     )
+
+
+def _ready(member: MemberSpec, n: int) -> Callable[[int], object]:
+    """Return a contestant that takes `n` windows, fully observed, to residuals by channel and errors."""
+    scorer = Scorer(fleet.bundle((member,)), 0, 0, max(n, _LARGEST), Workspace(FALLBACK))
+    windows = torch.randn(max(n, _LARGEST), fleet.READINGS)
+    chunk = Chunk(
+        x=windows.numpy(),
+        observed=np.ones(windows.shape, np.bool_),
+        ends=np.arange(len(windows)),
+        age=np.full(len(windows), fleet.WINDOW, np.int32),
+    )
+
+    def score(_: int) -> object:
+        with torch.inference_mode():
+            return scorer.score(windows, chunk, n)
+
+    return score
 
 
 def _engine(trial: Trial, members: tuple[MemberSpec, ...]) -> tuple[Engine, np.ndarray]:

@@ -27,7 +27,7 @@ def member_of(window, channels, hidden, kernels, strides, last=None):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("n", UnfoldedConv.shapes)
+@pytest.mark.parametrize("n", [1, 8, 16, 32, 256])
 def test_it_reconstructs_what_the_module_does(case, n):
     window, channels = case[:2]
     module, member = member_of(*case)
