@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -43,11 +43,13 @@ class FeedPlan:
     ----------
     rows : about how many messages there are.
     pumps : assets.
+    start_ns : time stamp of the first rows.
     """
 
     rows: int
     pumps: int = 40
     seed: int = 0
+    start_ns: int = START_NS
 
     @property
     def ticks(self) -> int:
@@ -58,7 +60,7 @@ class FeedPlan:
 
 def normal_series(plan: FeedPlan, pumps: int = 3, rows: int = 3000) -> list[Series]:
     """Return a stretch without faults, from before the feed begins, to fit a model on."""
-    start_ns = START_NS - round(rows * PERIOD_S) * NS_PER_S
+    start_ns = plan.start_ns - round(rows * PERIOD_S) * NS_PER_S
     fleet = simulate(pumps, rows, PERIOD_S, start_ns, plan.seed)
     continuity = np.zeros(rows, np.uint8)
     continuity[0] = Continuity.FRESH
@@ -75,9 +77,16 @@ def normal_series(plan: FeedPlan, pumps: int = 3, rows: int = 3000) -> list[Seri
     ]
 
 
+def endless(plan: FeedPlan) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the messages of a plan, of the same again right after it, and so on."""
+    while True:
+        yield from messages(plan)
+        plan = replace(plan, start_ns=plan.start_ns + round(plan.ticks * PERIOD_S) * NS_PER_S)
+
+
 def messages(plan: FeedPlan) -> Iterator[tuple[bytes, bytes]]:
     """Yield (key, value) of every message, in the order in which they are sent."""
-    fleet = simulate(plan.pumps, plan.ticks, PERIOD_S, START_NS, plan.seed, _faults(plan))
+    fleet = simulate(plan.pumps, plan.ticks, PERIOD_S, plan.start_ns, plan.seed, _faults(plan))
     rng = np.random.default_rng([plan.seed, 11])
     at = [0] * plan.pumps  # the next row of each pump
     for tick in range(plan.ticks):

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from jobs.chaos_feed import FeedPlan, messages
+from jobs.chaos_feed import FeedPlan, endless
 from jobs.chaos_stage import Feed, fit_model, send, write_config
 from jobs.chaos_stalls import Stalls, Watcher, quantile
 from jobs.chaos_workers import Workers, watch_command
@@ -110,8 +110,7 @@ def takeovers(times: int, plan: ChaosPlan, folder: Path, console: Console) -> di
 
 
 def _keep_sending(client: Client, feed: Feed, rows: FeedPlan, rate: float, over: threading.Event) -> None:
-    endless = itertools.chain.from_iterable(messages(rows) for _ in itertools.count())
-    threading.Thread(target=send, args=(client, feed.input, endless, rate, over.is_set), daemon=True).start()
+    threading.Thread(target=send, args=(client, feed.input, endless(rows), rate, over.is_set), daemon=True).start()
 
 
 @dataclass(slots=True)

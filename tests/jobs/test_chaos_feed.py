@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jobs import build
-from jobs.chaos_feed import FeedPlan, messages
+from jobs.chaos_feed import FeedPlan, endless, messages
 from jobs.chaos_stage import Feed, write_config
 from jobs.config import specs
 from jobs.settings import alone, load
@@ -55,3 +55,17 @@ def test_secrets_go_into_the_environment_of_the_workers_and_not_into_a_file(tmp_
     assert (read.bootstrap, read.sasl_username, read.topic) == (("far:9092",), "watch", "t-in")
     assert (read.start, read.scores_topic) == ("earliest", "")  # of their own feed nothing is touched
     assert (read.group, read.alerts_topic) == ("t-calm", "t-calm-alerts")
+
+
+def test_an_endless_feed_goes_on_in_time_where_it_has_ended(tmp_path):
+    write_config(tmp_path / "midwatch.toml", Feed("t"), "storm", alone({}), {"slots": 2})
+    settings = load(tmp_path / "midwatch.toml", environ={}).settings
+    plan = FeedPlan(2000, 8)
+    once = list(messages(plan))
+    rows = list(itertools.islice(endless(plan), 3 * len(once)))
+    assert rows[: len(once)] == once
+    chain = build.chain_of(settings, specs.field_mapping(settings))
+    n = len(rows)
+    keys, values = [key for key, _ in rows], [value for _, value in rows]
+    out = chain.push([Polled("t", 0, np.arange(n), np.full(n, 1_780_000_000 * 10**9), values, keys)])
+    assert out.counts["late"] + out.counts["duplicate"] < 0.03 * n
