@@ -20,7 +20,7 @@ from pipeline.values import Place
 
 log = logging.getLogger(__name__)
 
-_PATIENCE_S: Final = 0.5  # for a pending transaction, before it is ended for its owner
+_PATIENCE_S: Final = 0.1  # for a pending transaction, before it is ended for its owner
 _HUNG_S: Final = 8.0  # librdkafka never returns when the group's coordinator is lost under the question
 _ENDING_S: Final = 10.0  # for a transaction to be ended
 _ALIVE_S: Final = 1.0  # how long a live member is taken for one; a dead one keeps its partitions for longer
@@ -157,14 +157,14 @@ class Restorer:
             time.sleep(0.02)
 
     def _succeed(self, owner: str) -> None:
-        """End what the last owner of a partition may have left open before any offset was sent.
+        """End what the last owner of a partition may have left open before any offset was sent, beside the restore.
 
         Nothing of the input waits for that, but whoever reads the alerts does.
         """
         now = time.monotonic()
         if owner in self._ids and now - self._looked.get(owner, -_ALIVE_S) >= _ALIVE_S:
             self._looked[owner] = now
-            self._end_left_open([owner])
+            threading.Thread(target=self._end_left_open, args=([owner],), daemon=True).start()
 
     def _end_left_open(self, slots: Sequence[str]) -> None:
         """End the transactions of those slots that nobody holds now, and that are not our own."""

@@ -214,10 +214,15 @@ class ConfluentConsumer:
         self._consumer.subscribe(list(topics), on_assign=assigned, on_revoke=gone, on_lost=gone)
 
     def begin(self, topic: str, partition: int, offset: int) -> None:
-        """Deliver a partition that the group gave to this member."""
+        """Deliver a partition that the group gave to this member.
+
+        A fetcher that has nothing else to do sees only after up to a second that a partition is resumed; that it is
+        moved, it sees at once.
+        """
         self.seek(topic, partition, offset)
         self._held.discard((topic, partition))
         self._consumer.resume([TopicPartition(topic, partition)])
+        self.seek(topic, partition, offset)
 
     def poll(self, max_rows: int, max_bytes: int, timeout_s: float) -> list[Polled]:
         """Gather messages."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from jobs.console import Console
 
 _STEP: Final = "after_send_offsets"
-_LIKELY: Final = 0.02  # that the marked worker kills itself in a commit, once it is asked to by its environment
+_LIKELY: Final = 0.05  # that the marked worker kills itself in a commit, once it is asked to by its environment
 _CALM_S: Final = 1.5  # that all partitions must have moved on for, before the next kill
 _START_S: Final = 300.0  # for programs to be loaded, on a slow machine, and partitions to be shared out
 _PATIENCE_S: Final = 60.0  # for partitions to go on
