@@ -113,7 +113,7 @@ steps = 500
 percentile = 99.9
 
 [alert]
-open_at = 1.5
+open_at = 2.0
 close_at = 1.0
 merge_gap_s = 900
 

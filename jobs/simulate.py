@@ -118,7 +118,7 @@ def _pump(pump: int, t: Float64, period_s: float, seed: int, faults: Sequence[Fa
     resistance = 9e-4 * make[1] * (60 / valve) ** 2
     through = np.sqrt(np.maximum(62 * make[2] * speed**2 - 6, 0.5) / (1.1e-3 + resistance)) * (1 - 0.05 * cavitation)
     head = 62 * make[2] * speed**2 - 1.1e-3 * through**2
-    flow = through * (1 - 0.45 * leak) * (1 + 0.08 * shake) + 45 * gush
+    flow = through * (1 - 0.6 * leak) * (1 + 0.08 * shake) + 65 * gush
     best = 190 * speed
     efficiency = 0.78 - 0.35 * ((through - best) / np.maximum(best, 1)) ** 2 - 0.08 * cavitation
     power = through * head * 9.81 / 3600 / np.maximum(efficiency, 0.2) * (1 + 0.25 * leak)
@@ -126,14 +126,14 @@ def _pump(pump: int, t: Float64, period_s: float, seed: int, faults: Sequence[Fa
     current = power / (np.sqrt(3) * 0.4 * 0.86) * make[3] + 3
     level = 1.6 + 0.15 * np.sin(2 * np.pi * (t / 43_200 + rng.uniform()))
     suction = level - 6e-6 * through**2 - 0.6 * cavitation
-    discharge = suction + head * 0.0981 * (1 - 0.3 * leak) * (1 + 0.05 * shake) + 0.8 * gush
+    discharge = suction + head * 0.0981 * (1 - 0.4 * leak) * (1 + 0.05 * shake) + 1.2 * gush
     ambient = 21 + 5 * np.sin(2 * np.pi * (t / 86_400 - 0.3))
     temp_de = _lag(ambient + 22 * speed**2 * make[4] + 0.12 * power + 16 * wear, period_s, 900)
     temp_nde = _lag(ambient + 19 * speed**2 * make[4] + 0.10 * power + 4 * wear, period_s, 900)
     winding = _lag(ambient + 0.010 * current**2 / 10 + 18 * speed, period_s, 1200)
     resonance = 0.8 * np.exp(-(((speed - 0.8 * make[5]) / 0.05) ** 2))
-    vib_x = 0.6 + 1.7 * speed**2 + resonance + 2.2 * wear + np.abs(1.6 * shake)
-    vib_y = 0.5 + 1.4 * speed**2 + 0.7 * resonance + 1.6 * wear + np.abs(1.2 * shake)
+    vib_x = 0.6 + 1.7 * speed**2 + resonance + 3.2 * wear + np.abs(1.6 * shake)
+    vib_y = 0.5 + 1.4 * speed**2 + 0.7 * resonance + 2.4 * wear + np.abs(1.2 * shake)
     clean = np.stack(
         [2950 * speed, valve, flow, suction, discharge, current, power, temp_de, temp_nde, winding, vib_x, vib_y],
         axis=1,
