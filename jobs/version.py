@@ -5,7 +5,17 @@ from __future__ import annotations
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-_DISTRIBUTIONS = ("midwatch", "torch", "numpy", "numba", "pyarrow", "duckdb", "kafka-python", "confluent-kafka")
+_DISTRIBUTIONS = (
+    "midwatch",
+    "torch",
+    "numpy",
+    "numba",
+    "onnxruntime",
+    "pyarrow",
+    "duckdb",
+    "kafka-python",
+    "confluent-kafka",
+)
 
 
 def versions() -> dict[str, str]:

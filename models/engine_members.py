@@ -150,7 +150,7 @@ def build_member(bundle: Bundle, group: int, index: int, space: Workspace) -> Me
         return PcaMember(principal(bundle, group, index), last, space)
     module = fitted_module(bundle, group, index).to(space.device)
     if isinstance(module, DenseAutoencoder):
-        return linear_chain(_dense_layers(module, last), space)
+        return linear_chain(dense_layers(module, last), space)
     if isinstance(module, ConvAutoencoder):
         return _convolutional(module, last, space)
     assert_never(module)  # mypy says so first: a new kind of autoencoder needs its member here
@@ -176,7 +176,7 @@ def linear_chain(layers: Sequence[Layer], space: Workspace, reduced: bool = True
     return DenseMember(layers, space, dtype)
 
 
-def _dense_layers(module: DenseAutoencoder, last: int) -> list[Layer]:
+def dense_layers(module: DenseAutoencoder, last: int) -> list[Layer]:
     """Return the layers of a module at inference, of which the last one gives `last` readings only.
 
     Batch normalisation is folded into the layer before it.

@@ -44,9 +44,7 @@ class Product:
         wide = nn.functional.pad(weight.detach(), (0, self.takes - inputs, 0, self.gives - outputs))
         long = nn.functional.pad(bias.detach(), (0, self.gives - outputs))
         self._session = onnxruntime.InferenceSession(
-            _graph(wide.t().contiguous().numpy(), long.numpy(), relu).SerializeToString(),
-            _options(),
-            providers=["CPUExecutionProvider"],
+            graph_of([(wide, long, relu)]).SerializeToString(), session_options(), providers=["CPUExecutionProvider"]
         )
         self._bound: dict[tuple[int, int, int], onnxruntime.IOBinding] = {}
 
@@ -98,22 +96,26 @@ class PackedDense:
         return x[:, : self._outputs]
 
 
-def _graph(weight: np.ndarray, bias: np.ndarray, relu: bool) -> onnx.ModelProto:
-    inputs, outputs = weight.shape
-    nodes = [helper.make_node("Gemm", ["x", "weight", "bias"], ["sums" if relu else "y"])]
-    if relu:
-        nodes.append(helper.make_node("Relu", ["sums"], ["y"]))
-    graph = helper.make_graph(
-        nodes,
-        "product",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", inputs])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", outputs])],
-        [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(bias, "bias")],
-    )
+def graph_of(layers: Sequence[Layer]) -> onnx.ModelProto:
+    """Return linear layers, one after the other, as a graph from `x` (B, N) to `y` (B, M)."""
+    nodes, weights, at = [], [], "x"
+    for i, (weight, bias, relu) in enumerate(layers):
+        weights.append(numpy_helper.from_array(np.ascontiguousarray(weight.detach().t().numpy()), f"weight{i}"))
+        weights.append(numpy_helper.from_array(bias.detach().numpy(), f"bias{i}"))
+        nodes.append(helper.make_node("Gemm", [at, f"weight{i}", f"bias{i}"], [f"sums{i}"]))
+        at = f"sums{i}"
+        if relu:
+            nodes.append(helper.make_node("Relu", [at], [f"above{i}"]))
+            at = f"above{i}"
+    nodes[-1].output[0] = "y"
+    ends = [("x", layers[0][0].shape[1]), ("y", layers[-1][0].shape[0])]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", width]) for name, width in ends)
+    graph = helper.make_graph(nodes, "layers", [x], [y], weights)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR)
 
 
-def _options() -> onnxruntime.SessionOptions:
+def session_options() -> onnxruntime.SessionOptions:
+    """Return options for one thread, the caller's, and no memory of its own."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False  # nothing is allocated: outputs are given

@@ -50,7 +50,7 @@ BENCHES: Mapping[str, Bench] = {
     "ring.window": Bench("rings:window", 0.45, 0.7),
     "score.dense.fp32": Bench("scoring:dense", 0.8, 1.0),
     "score.conv.fp32": Bench("scoring:conv", 0.6, 0.75),
-    "score.dense.b1": Bench("precision:dense_single"),
+    "score.dense.b1": Bench("precision:dense_single", 1.3, 1.0),
     "score.dense.int8": Bench("precision:dense_int8", 2.2, 2.7),
     "score.conv.bf16": Bench("precision:conv_bfloat16", 0.85, 1.05),
     "group.conv": Bench("scoring:group_conv", 2.5, 4.0),

@@ -46,15 +46,24 @@ LIMITS: Mapping[str, str] = {
         "and ReLU fused (nothing gained), strides turned into channels (better for the transposed 5-tap layer only), "
         "other numbers of windows at once (8: 0.43 where 16 gave 0.51, 32 0.52, 64 0.54)."
     ),
+    "score.dense.b1": (
+        "the calls around the network: its product takes as long as ONNX Runtime's run (0.12 ms each with the weights "
+        "in the cache), taking the row, residuals, shares and the result in Python objects take as long again. Tried: "
+        "ONNX Runtime for the products (0.20 ms: four calls)."
+    ),
+    "e2e.latency": (
+        "some 650 calls of Python and numpy for a poll of whatever size, of which half are in the engine: decoding, "
+        "alignment, gate, smoother and life cycle each hand columns on."
+    ),
     "stream.conv": (
-        "memory: a row of one of 8,192 assets touches a dozen lines that no cache holds (raw ring, mask, scaled ring, "
-        "what is recalled of them, kept activations, errors), and takes what it does as long as the products it saves: "
-        "taking rows 0.36 of a push, products 0.17, handing out results 0.11, joining activations 0.03, the rest is "
-        "calls for chunks of 256 hops. The recompute it is held against has itself become faster (engine_conv)."
+        "a row of one of 8,192 assets is written to three rings, recalled from two and told in three columns; taking "
+        "rows is a third of a push, the products another, handing out results a sixth. Tried: the slots of one row "
+        "side by side (kept: from 2.7 to 2.1 us a row, since memory is then gone through in order). The recompute that "
+        "it is held against has itself become twice as fast (engine_conv)."
     ),
     "e2e.stream": (
-        "decoding JSON is a third, the streaming engine two fifths (see stream.conv), alignment, gate and alerts a "
-        "quarter, each row in memory of its own (see e2e.overhead)."
+        "decoding JSON is a third, the streaming engine another (see stream.conv), alignment, gate and alerts the "
+        "rest, each row in memory of its own (see e2e.overhead)."
     ),
     "group.conv": (
         "groups are scored one after the other, each in a batch of its own whose calls cost a third of it. Tried: "

@@ -21,8 +21,11 @@ from typing import Any
 import numpy as np
 
 from jobs.benches import fleet
-from jobs.benches.measure import Ratio, Trial, against, timed
+from jobs.benches.measure import Ratio, Trial, against, each
+from models.profiles import FALLBACK, Profile
+from pipeline.bundle import MemberSpec
 from pipeline.errors import Unavailable
+from pipeline.values import Float64
 
 _SHOWN = 400  # characters of what a peer said last
 
@@ -37,13 +40,28 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One comparison: a contestant of a peer, and what our rows a second to its own must and should be."""
+    """One comparison: a contestant of a peer, and what its seconds for a row to ours must and should be.
+
+    `quantile`: of the single calls; None: their mean.
+    """
 
     peer: str
     contestant: str
     what: str
     must: float | None = None
     goal: float | None = None
+    quantile: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Ours:
+    """What of ours a bench's pairs are held against: arguments of `jobs.benches.e2e.watch`."""
+
+    members: tuple[MemberSpec, ...]
+    profile: Profile = FALLBACK
+    steady: bool = False
+    polls: int = 400
+    batch: int = fleet.BATCH
 
 
 PEERS: Mapping[str, Peer] = {
@@ -76,6 +94,15 @@ PAIRS: Mapping[str, Sequence[Pair]] = {
         Pair("numalogic", "conv_predict", "numalogic 0.13.2, convolutional, Trainer.predict by 64", 2, 3),
         Pair("numalogic", "conv_compute", "numalogic 0.13.2, convolutional, UDF compute", 25, 35),
     ),
+    "e2e.json.int8": (
+        Pair("numalogic", "chain", "numalogic 0.13.2, UDF chain", 220, 320),
+        Pair("numalogic", "predict", "numalogic 0.13.2, Trainer.predict by 64", 3, 4.5),
+        Pair("river", "trees", "river 0.26.1 HalfSpaceTrees + QuantileFilter", 5, 8),
+    ),
+    "e2e.latency": (
+        Pair("numalogic", "chain", "numalogic 0.13.2, UDF chain, p50", 15, 35, 0.5),
+        Pair("numalogic", "chain", "numalogic 0.13.2, UDF chain, p99", 12, 25, 0.99),
+    ),
     "e2e.default": (
         Pair("river", "trees", "river 0.26.1 HalfSpaceTrees + QuantileFilter"),
         Pair("pysad", "loda", "pysad 0.7.0 LODA"),
@@ -84,7 +111,13 @@ PAIRS: Mapping[str, Sequence[Pair]] = {
     ),
 }
 
-_MEMBERS = {"e2e.json.dense": (fleet.DENSE,), "e2e.json.conv": (fleet.CONV,), "e2e.default": fleet.DEFAULT}
+_OURS = {
+    "e2e.json.dense": _Ours((fleet.DENSE,)),
+    "e2e.json.conv": _Ours((fleet.CONV,)),
+    "e2e.json.int8": _Ours((fleet.DENSE,), Profile("cpu", "int8")),
+    "e2e.latency": _Ours((fleet.DENSE,), Profile(priority="latency"), polls=20_000, batch=1),
+    "e2e.default": _Ours(fleet.DEFAULT, steady=True),
+}
 
 
 def compare(name: str, folder: Path, trial: Trial) -> list[dict[str, Any]]:
@@ -102,20 +135,25 @@ def _measured(name: str, pairs: Sequence[Pair], folder: Path, trial: Trial) -> l
     """Take turns: ours, then each peer's contestant; the first round warms up."""
     from jobs.benches.e2e import watch
 
+    mine = _OURS[name]
     taken: dict[Pair, list[float]] = {pair: [] for pair in pairs}
     with ExitStack() as stack:
         ask = {peer: stack.enter_context(_standing_by(peer, folder)) for peer in dict.fromkeys(p.peer for p in pairs)}
-        w = watch(_MEMBERS[name], trial, steady=name == "e2e.default")
+        w = watch(mine.members, trial, mine.steady, mine.profile, mine.polls, mine.batch)
         calls = 0
         for turn in range(trial.count + 1):
-            seconds, done = timed(w.push, calls, trial.least_s)
-            calls += done
-            ours = seconds / len(w.polls[0])
+            ours = each(w.push, calls, trial.least_s)
+            calls += len(ours)
+            ours /= len(w.polls[0])
             for pair in pairs:
                 theirs = ask[pair.peer](pair.contestant, trial.least_s)
                 if turn:
-                    taken[pair].append(theirs / ours)
+                    taken[pair].append(_of(theirs, pair) / _of(ours, pair))
     return [entry for pair in pairs for entry in _entries(pair, against(pair.what, np.array(taken[pair])))]
+
+
+def _of(seconds: Float64, pair: Pair) -> float:
+    return float(np.mean(seconds) if pair.quantile is None else np.quantile(seconds, pair.quantile))
 
 
 def _entries(pair: Pair, line: Ratio) -> list[dict[str, Any]]:
@@ -124,8 +162,8 @@ def _entries(pair: Pair, line: Ratio) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def _standing_by(name: str, folder: Path) -> Iterator[Callable[[str, float], float]]:
-    """Start a peer; yield a function that has it run a contestant and returns its CPU seconds per row.
+def _standing_by(name: str, folder: Path) -> Iterator[Callable[[str, float], Float64]]:
+    """Start a peer; yield a function that has it run a contestant and returns its CPU seconds per row, call by call.
 
     Raises
     ------
@@ -147,11 +185,11 @@ def _standing_by(name: str, folder: Path) -> Iterator[Callable[[str, float], flo
                 raise Unavailable(f"peer {name} ended with {child.returncode}: {said.read()[-_SHOWN:]}")
             return json.loads(line)
 
-        def ask(contestant: str, least_s: float) -> float:
+        def ask(contestant: str, least_s: float) -> Float64:
             assert child.stdin is not None
             child.stdin.write(json.dumps({"name": contestant, "least_s": least_s}) + "\n")
             child.stdin.flush()
-            return float(answer())
+            return np.array(answer(), np.float64)
 
         try:
             answer()  # it is ready

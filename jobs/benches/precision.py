@@ -6,14 +6,17 @@ import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import onnxruntime
 import torch
 
 from jobs.benches import fleet
 from jobs.benches.e2e import watch
 from jobs.benches.floor import gemm, network_floor
 from jobs.benches.measure import Result, Trial, against, result
-from models.autoencoders import build_module
+from models.autoencoders import DenseAutoencoder, build_module
 from models.engine import open_engine
+from models.engine_members import dense_layers
+from models.engine_products import graph_of, session_options
 from models.profiles import Precision, Profile
 from pipeline.bundle import MemberSpec
 from pipeline.protocols import Engine
@@ -34,13 +37,25 @@ def conv_bfloat16(trial: Trial) -> Result:
 
 
 def dense_single(trial: Trial) -> Result:
-    """One row through the dense autoencoder, its window kept by the engine, against the plain module of one window."""
+    """One row through the dense autoencoder, its window kept by the engine, against ONNX Runtime's run of one window.
+
+    Theirs is the network alone; ours puts the row into its window and says residuals and the error, too.
+    """
     torch.set_num_threads(1)
     engine = open_engine(fleet.bundle(), *_LATENCY)
     slots = engine.allocate(fleet.asset_names(trial.size(fleet.ASSETS, 64)))
     engine.load(slots, fleet.full_windows(len(slots)))
     rows = [fleet.rows_of(slots[i : i + 1], seed=i) for i in range(64)]
-    return _percentiles("score.dense.b1", _each({"ours": _push(engine, rows), "plain": _plain()}, trial.size(2000, 8)))
+    took = _each({"ours": _push(engine, rows), "theirs": _runtime(), "plain": _plain()}, trial.size(2000, 8))
+    parts = {who: np.array_split(seconds, 8) for who, seconds in took.items()}
+    theirs = np.array([np.median(part) for part in parts["theirs"]])
+    lines = [
+        against(
+            f"ONNX Runtime's run, p50; ours p{q}", np.array([np.percentile(part, q) for part in parts["ours"]]) / theirs
+        )
+        for q in (50, 99)
+    ]
+    return result("score.dense.b1", lines, _figures(took), "lower")
 
 
 def latency(trial: Trial) -> Result:
@@ -77,6 +92,18 @@ def _push(engine: Engine, rows: Sequence[Rows]) -> Callable[[int], object]:
     return lambda i: engine.push([(rows[i % len(rows)], rows[i % len(rows)].asset)])
 
 
+def _runtime() -> Callable[[int], object]:
+    """Return a contestant: one window through the network in ONNX Runtime, by its usual way."""
+    module = build_module(fleet.DENSE, fleet.CHANNELS).eval()
+    assert isinstance(module, DenseAutoencoder)
+    options = session_options()
+    options.enable_cpu_mem_arena = True
+    graph = graph_of(dense_layers(module, fleet.READINGS)).SerializeToString()
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    x = np.random.default_rng(0).normal(size=(1, fleet.READINGS)).astype(np.float32)
+    return lambda _: session.run(None, {"x": x})
+
+
 def _plain() -> Callable[[int], object]:
     module = build_module(fleet.DENSE, fleet.CHANNELS).eval()
     x = torch.randn(1, fleet.WINDOW, fleet.CHANNELS)
@@ -103,9 +130,11 @@ def _each(contestants: dict[str, Callable[[int], object]], count: int) -> dict[s
 def _percentiles(name: str, took: dict[str, Float64]) -> Result:
     """Return the ratio of the medians; its spread is that of parts of the run."""
     parts = {who: [np.median(part) for part in np.array_split(seconds, 8)] for who, seconds in took.items()}
+    line = against("the plain torch module of one window", np.array(parts["plain"]) / parts["ours"])
+    return result(name, [line], _figures(took))
+
+
+def _figures(took: dict[str, Float64]) -> dict[str, float]:
     p50, p99 = np.percentile(took["ours"], [50, 99]) * 1e6
-    return result(
-        name,
-        [against("the plain torch module of one window", np.array(parts["plain"]) / parts["ours"])],
-        {"p50_us": float(p50), "p99_us": float(p99), "plain_p50_us": float(np.median(took["plain"]) * 1e6)},
-    )
+    others = {f"{who}_p50_us": float(np.median(took[who]) * 1e6) for who in took if who != "ours"}
+    return {"p50_us": float(p50), "p99_us": float(p99), **others}

@@ -86,7 +86,9 @@ def _more(entry: Mapping[str, Any]) -> str:
 
 def _machine() -> Iterable[str]:
     found = versions()
-    packages = ", ".join(f"{name} {found[name]}" for name in ("python", "numpy", "numba", "torch") if name in found)
+    packages = ", ".join(
+        f"{name} {found[name]}" for name in ("python", "numpy", "numba", "torch", "onnxruntime") if name in found
+    )
     cores = f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end"
     yield f"{datetime.now(UTC):%Y-%m-%d}, {_processor()}, {cores}; {packages}."
 

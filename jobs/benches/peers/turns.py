@@ -9,13 +9,14 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 
 # A contestant: what to call, with the number of the call, and how many rows one call scores.
 Contestants = Mapping[str, tuple[Callable[[int], object], int]]
 
 
 def take_turns(contestants: Contestants) -> None:
-    """Answer each line of standard input, {"name": ..., "least_s": ...}, with the CPU seconds per row."""
+    """Answer each line of standard input, {"name": ..., "least_s": ...}, with the CPU seconds per row of each call."""
     out = sys.stdout
     sys.stdout = sys.stderr  # what a library prints must not come between the answers
     out.write(json.dumps(sorted(contestants)) + "\n")
@@ -24,10 +25,15 @@ def take_turns(contestants: Contestants) -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         run, rows = contestants[asked["name"]]
-        start, done = time.process_time(), 0
-        while done == 0 or time.process_time() - start < asked["least_s"]:
-            run(calls[asked["name"]])
-            calls[asked["name"]] += 1
-            done += 1
-        out.write(json.dumps((time.process_time() - start) / (done * rows)) + "\n")
+        out.write(json.dumps([s / rows for s in _timed(run, asked["least_s"], calls, asked["name"])]) + "\n")
         out.flush()
+
+
+def _timed(run: Callable[[int], object], least_s: float, calls: dict[str, int], name: str) -> list[float]:
+    """Return the CPU seconds of each call, of as many as take `least_s` together."""
+    times = [time.process_time()]
+    while len(times) == 1 or times[-1] - times[0] < least_s:
+        run(calls[name])
+        calls[name] += 1
+        times.append(time.process_time())
+    return [after - before for before, after in pairwise(times)]
