@@ -161,6 +161,56 @@ def test_a_fetch_that_fails_shows_what_maven_said_and_leaves_nothing(
     assert list((tmp_path / "kafka").iterdir()) == []
 
 
+STAND_IN = """#!/bin/sh
+# A docker that runs the command of a container beside it: names, options, signals and ends as the real one has them.
+case "$1" in
+    version) echo 28.2.2; exit ;;
+    kill) kill -s "${3#SIG}" "$(cat "$0.$4")"; exit ;;
+esac
+while [ "${1#apache/kafka:}" = "$1" ]; do
+    if [ "$1" = --name ]; then name=$2; fi
+    if [ "$1" = --volume ]; then cd "${2%%:*}" || exit 125; fi
+    shift
+done
+if [ -e "$0.$name" ]; then echo "the container name $name is already in use"; exit 125; fi
+shift
+for argument do
+    shift
+    if [ "$argument" = "/opt/kafka/libs/*" ]; then argument="LIBS/*"; fi
+    set -- "$@" "$argument"
+done
+JAVA "$@" &
+echo $! > "$0.$name"
+wait $!
+code=$?
+rm "$0.$name"
+exit $code
+"""
+
+
+@pytest.mark.kafka
+def test_a_broker_in_a_container_is_formatted_started_crashed_restarted_and_stopped_through_docker(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shared_broker()
+    program = tmp_path / "docker"
+    java = kafka_runtime.find_java()
+    if not java:
+        pytest.skip("the stand-in for docker runs a broker with Java, which is not here")
+    program.write_text(STAND_IN.replace("JAVA", java).replace("LIBS", str(fetch_jars(default_libs()))))
+    program.chmod(0o755)
+    monkeypatch.setattr(kafka_runtime, "find_java", lambda: "")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    with Cluster(1, tmp_path / "cluster") as cluster:
+        feed = FeedTopics(cluster.bootstrap).create()
+        cluster.kill(1)
+        assert cluster.pids == []
+        cluster.restart(1)
+        assert {feed.input, feed.state} <= feed.client().topics().keys()
+        assert (tmp_path / f"docker.midwatch-kafka-{cluster.nodes[0].port}").exists()
+    assert list(tmp_path.glob("docker.*")) == []
+
+
 def test_the_docker_image_is_used_where_there_is_an_engine_and_no_java(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
