@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _STEP: Final = "after_send_offsets"
 _LIKELY: Final = 0.05  # that the marked worker kills itself in a commit, once it is asked to by its environment
+_ASK_S: Final = 0.4  # between two questions to the brokers: each opens connections, and takes from what is measured
 _CALM_S: Final = 1.5  # that all partitions must have moved on for, before the next kill
 _START_S: Final = 300.0  # for programs to be loaded, on a slow machine, and partitions to be shared out
 _PATIENCE_S: Final = 60.0  # for partitions to go on
@@ -169,9 +170,11 @@ class _Scene:
             mine, at = self._partitions_of(slot), time.monotonic()
             alone[slot].kill()
             return mine, at
+        asked = 0.0
         while alone[slot].alive:
-            mine = self._partitions_of(slot) or mine
-            time.sleep(0.05)
+            if time.monotonic() > asked + _ASK_S:
+                mine, asked = self._partitions_of(slot) or mine, time.monotonic()
+            time.sleep(0.02)
         return mine, time.monotonic()
 
     def _start(self, slot: int, failpoint: str) -> Workers:
@@ -191,12 +194,12 @@ class _Scene:
         """Wait until every slot has partitions and all of them have moved on for a while."""
         deadline = time.monotonic() + _START_S
         began = time.monotonic()
-        while time.monotonic() < began + _CALM_S or not all(self._partitions_of(slot) for slot in slots):
+        while time.monotonic() < began + _CALM_S:
             if self.stalls.standing(time.monotonic()) > 1.0 or not all(self._partitions_of(slot) for slot in slots):
                 began = time.monotonic()
             if time.monotonic() > deadline:
                 raise Unavailable(f"the watch has not come to rest in {_START_S:.0f} s: see {self.folder}")
-            time.sleep(0.1)
+            time.sleep(_ASK_S)
 
     def _measure(self, case: Case, mine: Sequence[int], at: float) -> None:
         """Wait until the lost worker's partitions have moved on; add how long they, and the others, stood still.
