@@ -25,6 +25,7 @@ from pipeline.errors import BundleError
 from pipeline.values import Float32, Int64
 
 _AT_ONCE = 32  # windows: fewer, and the calls take as long as the work; more, and the rows of a layer leave the caches
+_FEW = 4  # windows of the smallest batch: a group's share of a poll may be as small
 _NO_FLOOR = np.float32(-np.inf)
 
 
@@ -74,7 +75,7 @@ class UnfoldedConv:
             below, steps, width = _NO_FLOOR, layers[-1].steps, layers[-1].out.shape[1]
             together = part.stride[0] if isinstance(part, nn.ConvTranspose1d) else 1
             first = (np.arange(steps)[:, None] * width + np.arange(together) * part.out_channels).ravel()
-        self.shapes = space.batch_sizes(convolutional=True)
+        self.shapes = (_FEW, *space.batch_sizes(convolutional=True))
         self._last, self._row = last, together * part.out_channels  # readings in a row of the last product
         self._layers = layers
         self._out = space.rows("unfolded", self.shapes[-1] * steps, width)
