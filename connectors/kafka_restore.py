@@ -48,10 +48,9 @@ class Restorer:
     Parameters
     ----------
     topic_ids : input topic -> its id; "" where it is not known.
-    transactional_ids : of all slots, where they are members of the group; else none. A transaction left open by one
-        that is no member any more is ended here, or its partitions, or the alerts after it, could not be read before
-        the broker gives up on it: its timeout, and up to 10 s more.
-    own_id : the transactional id that is ours.
+    transactional_ids : of all other slots, where they are members of the group; else none. A transaction left open by
+        one that is no member any more is ended here, or its partitions, or the alerts after it, could not be read
+        before the broker gives up on it: its timeout, and up to 10 s more.
     resume : go on with the state alone where the committed offset has expired, and at the oldest message there is
         where the next one has; else both are errors.
     timeout_s : what waiting for the last commit may take.
@@ -66,7 +65,6 @@ class Restorer:
         *,
         topic_ids: Mapping[str, str],
         transactional_ids: Sequence[str],
-        own_id: str,
         resume: bool,
         timeout_s: float,
         at_step: Callable[[str], None],
@@ -76,7 +74,6 @@ class Restorer:
         self._state_topics = state_topics
         self._topic_ids = topic_ids
         self._ids = transactional_ids
-        self._own_id = own_id
         self._resume = resume
         self._timeout_s = timeout_s
         self._at_step = at_step
@@ -97,8 +94,7 @@ class Restorer:
             at = self.committed(place)
             note = note_of(place, at, self._group) if at is not None else OffsetNote(0)
             self._succeed(note.by)
-            n = note.n
-            state = self._state_of(place, n)
+            state = self._state_of(place, note.n)
             first = self._reading().first_offsets([place], self._timeout_s)[place]
             end = self._reading().end_offsets([place], self._timeout_s)[place]
         self._at_step("after_read")
@@ -107,7 +103,7 @@ class Restorer:
         if newest.position > end:
             raise out_of_range(*place, newest.position, first, end)
         self._require_same_topic(place, newest)
-        self._require_same_commit(place, at, n, state)
+        self._require_same_commit(place, at, note.n, state)
         count = Count(newest.n, newest.every, newest.since)
         if not newest.n:
             return Found(Count(), at, None)
@@ -167,12 +163,12 @@ class Restorer:
             threading.Thread(target=self._end_left_open, args=([owner],), daemon=True).start()
 
     def _end_left_open(self, slots: Sequence[str]) -> None:
-        """End the transactions of those slots that nobody holds now, and that are not our own."""
-        if not set(slots) - {self._own_id}:
+        """End the transactions of those slots that nobody holds now."""
+        if not slots:
             return
         try:
             alive = self._client.owners(self._group)
-            for gone in set(slots) - alive.keys() - {self._own_id}:
+            for gone in set(slots) - alive.keys():
                 producer = self._client.producer(gone, timeout_s=_ENDING_S)
                 try:
                     producer.init_transactions()

@@ -34,7 +34,6 @@ class _Layer(NamedTuple):
     looks: tuple[Int64, int, int, int, int, np.float32]  # at what: arguments of `_lay_out`
     steps: int  # T
     side: Tensor  # (B T, K'), the rows
-    out: Tensor  # (B T, M')
 
 
 class _Step(NamedTuple):
@@ -72,13 +71,18 @@ class UnfoldedConv:
                 below = np.float32(0.0)
                 continue
             layers.append(_layer(part, first, below, f"unfolded {len(layers)}", space))
-            below, steps, width = _NO_FLOOR, layers[-1].steps, layers[-1].out.shape[1]
+            below, made = _NO_FLOOR, layers[-1]
             together = part.stride[0] if isinstance(part, nn.ConvTranspose1d) else 1
-            first = (np.arange(steps)[:, None] * width + np.arange(together) * part.out_channels).ravel()
+            starts = np.arange(made.steps)[:, None] * made.product.gives
+            first = (starts + np.arange(together) * part.out_channels).ravel()
         self.shapes = (_FEW, *space.batch_sizes(convolutional=True))
         self._last, self._row = last, together * part.out_channels  # readings in a row of the last product
         self._layers = layers
-        self._out = space.rows("unfolded", self.shapes[-1] * steps, width)
+        windows = [*(_AT_ONCE for _ in layers[1:]), self.shapes[-1]]  # whose results are kept
+        self._outs = [
+            space.rows(f"unfolded {i} out", n * layer.steps, layer.product.gives)
+            for i, (layer, n) in enumerate(zip(layers, windows, strict=True))
+        ]
         self._known: dict[tuple[int, int], list[_Step]] = {}
 
     def expect(self, x: Tensor) -> Tensor:
@@ -90,14 +94,14 @@ class UnfoldedConv:
                 _lay_out(below, *layer.looks, side_rows)
                 layer.product.run(side, out)
                 below = out_windows
-        rows = self._out[: len(x) * self._layers[-1].steps, : self._row]
+        rows = self._outs[-1][: len(x) * self._layers[-1].steps, : self._row]
         return rows.reshape(len(x), -1)[:, -self._last :]
 
     def _steps(self, at: int, n: int) -> list[_Step]:
         """Return what the layers read and write of `n` windows; the last one's results come to lie at window `at`."""
         if (at, n) not in self._known:
-            steps = [_step(layer, layer.out, 0, n) for layer in self._layers[:-1]]
-            self._known[at, n] = [*steps, _step(self._layers[-1], self._out, at, n)]
+            firsts = [*(0 for _ in self._layers[1:]), at]
+            self._known[at, n] = [_step(*place, n) for place in zip(self._layers, self._outs, firsts, strict=True)]
         return self._known[at, n]
 
 
@@ -119,7 +123,6 @@ def _layer(part: nn.Module, first: Int64, floor: np.float32, name: str, space: W
         looks=(first, kernel, inputs, stride, padding, floor),
         steps=steps,
         side=space.rows(f"{name} side", _AT_ONCE * steps, product.takes),
-        out=space.rows(f"{name} out", _AT_ONCE * steps, product.gives),
     )
 
 

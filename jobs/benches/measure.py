@@ -100,30 +100,21 @@ def rounds(
     taken: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(count + 1):
         for name, run in contestants.items():
-            seconds, done = timed(run, calls[name], least_s, clock)
-            calls[name] += done
+            seconds = each(run, calls[name], least_s, clock)
+            calls[name] += len(seconds)
             if turn:
-                taken[name].append(seconds)
+                taken[name].append(float(seconds.mean()))
     return {name: np.array(seconds) for name, seconds in taken.items()}
 
 
-def timed(
+def each(
     run: Callable[[int], object], first: int, least_s: float, clock: Callable[[], float] = time.process_time
-) -> tuple[float, int]:
-    """Call `run` with `first` and the numbers after it until `least_s` has passed; return (seconds of one, calls)."""
-    start, done = clock(), 0
-    while done == 0 or clock() - start < least_s:
-        run(first + done)
-        done += 1
-    return (clock() - start) / done, done
-
-
-def each(run: Callable[[int], object], first: int, least_s: float) -> Float64:
-    """Call as `timed` does; return the CPU seconds of each call."""
-    times = [time.process_time()]
+) -> Float64:
+    """Call `run` with `first` and the numbers after it until `least_s` has passed; return the seconds of each call."""
+    times = [clock()]
     while len(times) == 1 or times[-1] - times[0] < least_s:
         run(first + len(times) - 1)
-        times.append(time.process_time())
+        times.append(clock())
     return np.diff(times)
 
 

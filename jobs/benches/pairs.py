@@ -22,8 +22,7 @@ import numpy as np
 
 from jobs.benches import fleet
 from jobs.benches.measure import Ratio, Trial, against, each
-from models.profiles import FALLBACK, Profile
-from pipeline.bundle import MemberSpec
+from models.profiles import Profile
 from pipeline.errors import Unavailable
 from pipeline.values import Float64
 
@@ -51,17 +50,6 @@ class Pair:
     must: float | None = None
     goal: float | None = None
     quantile: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Ours:
-    """What of ours a bench's pairs are held against: arguments of `jobs.benches.e2e.watch`."""
-
-    members: tuple[MemberSpec, ...]
-    profile: Profile = FALLBACK
-    steady: bool = False
-    polls: int = 400
-    batch: int = fleet.BATCH
 
 
 PEERS: Mapping[str, Peer] = {
@@ -111,12 +99,13 @@ PAIRS: Mapping[str, Sequence[Pair]] = {
     ),
 }
 
-_OURS = {
-    "e2e.json.dense": _Ours((fleet.DENSE,)),
-    "e2e.json.conv": _Ours((fleet.CONV,)),
-    "e2e.json.int8": _Ours((fleet.DENSE,), Profile("cpu", "int8")),
-    "e2e.latency": _Ours((fleet.DENSE,), Profile(priority="latency"), polls=20_000, batch=1),
-    "e2e.default": _Ours(fleet.DEFAULT, steady=True),
+# What of ours the pairs of a bench are held against: arguments of `jobs.benches.e2e.watch`.
+_OURS: Mapping[str, Mapping[str, Any]] = {
+    "e2e.json.dense": {"members": (fleet.DENSE,)},
+    "e2e.json.conv": {"members": (fleet.CONV,)},
+    "e2e.json.int8": {"members": (fleet.DENSE,), "profile": Profile("cpu", "int8")},
+    "e2e.latency": {"members": (fleet.DENSE,), "profile": Profile(priority="latency"), "polls": 20_000, "batch": 1},
+    "e2e.default": {"members": fleet.DEFAULT, "steady": True},
 }
 
 
@@ -135,11 +124,10 @@ def _measured(name: str, pairs: Sequence[Pair], folder: Path, trial: Trial) -> l
     """Take turns: ours, then each peer's contestant; the first round warms up."""
     from jobs.benches.e2e import watch
 
-    mine = _OURS[name]
     taken: dict[Pair, list[float]] = {pair: [] for pair in pairs}
     with ExitStack() as stack:
         ask = {peer: stack.enter_context(_standing_by(peer, folder)) for peer in dict.fromkeys(p.peer for p in pairs)}
-        w = watch(mine.members, trial, mine.steady, mine.profile, mine.polls, mine.batch)
+        w = watch(trial=trial, **_OURS[name])
         calls = 0
         for turn in range(trial.count + 1):
             ours = each(w.push, calls, trial.least_s)

@@ -11,7 +11,7 @@ from fold_fleet import bundle, chain, lines, polled
 from kafka_fixture import LIBRARIES, FeedTopics, an_alert, until
 
 from connectors.alert_json import decode_alert
-from connectors.kafka_client import Committed, Member, NewTopic
+from connectors.kafka_client import Committed, Member, NewTopic, Producer
 from connectors.kafka_commit import transactional_id
 from connectors.kafka_group_source import KafkaGroupSource
 from pipeline.errors import BrokerUnavailable, Rebalanced, StateError
@@ -121,14 +121,8 @@ def test_partitions_that_move_to_a_second_worker_and_back_tell_what_one_worker_w
 
 
 def test_what_a_dead_worker_left_open_is_ended_by_the_next_owner(feed: FeedTopics, library: str) -> None:
-    place = left_at_ten(feed, library, slot=1)
-    client = feed.client(library)
-    dead = client.producer(transactional_id(feed.group, 1), timeout_s=60.0)
-    dead.init_transactions()
-    dead.begin()
-    dead.send(feed.alerts, b"{}", b"never")
-    dead.flush()
-    reader = client.consumer(feed.group)
+    place, dead = left_in_a_commit(feed, library)
+    reader = feed.client(library).consumer(feed.group)
     dead.send_offsets({place: Committed(20, '{"n":2,"config":""}')}, reader.group_metadata())
     with pytest.raises(BrokerUnavailable):
         reader.committed(*place, 1.0)
@@ -148,14 +142,8 @@ def test_what_a_dead_worker_left_open_is_ended_by_the_next_owner(feed: FeedTopic
 def test_what_a_dead_worker_left_open_before_it_sent_offsets_holds_readers_of_alerts_until_the_next_owner_comes(
     feed: FeedTopics, library: str
 ) -> None:
-    place = left_at_ten(feed, library, slot=1)
-    client = feed.client(library)
-    dead = client.producer(transactional_id(feed.group, 1), timeout_s=60.0)
-    dead.init_transactions()
-    dead.begin()
-    dead.send(feed.alerts, b"{}", b"never")
-    dead.flush()
-    reader = client.consumer(feed.group)
+    place, dead = left_in_a_commit(feed, library)
+    reader = feed.client(library).consumer(feed.group)
     alerts = [(feed.alerts, partition) for partition in (0, 1)]
     readable = reader.end_offsets(alerts, 5.0)
     second = feed.committer(library, slot=0, slots=2, group_metadata=reader.group_metadata)
@@ -217,6 +205,17 @@ def left_at_ten(feed: FeedTopics, library: str, slot: int = 0) -> tuple[str, int
     ended.commit(Batch({place: 10}, states={place: [A_STATE]}))
     ended.close()
     return place
+
+
+def left_in_a_commit(feed: FeedTopics, library: str) -> tuple[tuple[str, int], Producer]:
+    """Let slot 1 stop after it has committed 10 messages and published of the next; return partition and producer."""
+    place = left_at_ten(feed, library, slot=1)
+    dead = feed.client(library).producer(transactional_id(feed.group, 1), timeout_s=60.0)
+    dead.init_transactions()
+    dead.begin()
+    dead.send(feed.alerts, b"{}", b"never")
+    dead.flush()
+    return place, dead
 
 
 def test_messages_that_expired_unread_stop_the_feed_or_are_counted_and_left_out(feed: FeedTopics, library: str) -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Mapping
+from itertools import count, pairwise
 
 # A contestant: what to call, with the number of the call, and how many rows one call scores.
 Contestants = Mapping[str, tuple[Callable[[int], object], int]]
@@ -21,19 +21,18 @@ def take_turns(contestants: Contestants) -> None:
     sys.stdout = sys.stderr  # what a library prints must not come between the answers
     out.write(json.dumps(sorted(contestants)) + "\n")
     out.flush()
-    calls = dict.fromkeys(contestants, 0)
+    numbers = {name: count() for name in contestants}  # of the calls
     for line in sys.stdin:
         asked = json.loads(line)
         run, rows = contestants[asked["name"]]
-        out.write(json.dumps([s / rows for s in _timed(run, asked["least_s"], calls, asked["name"])]) + "\n")
+        out.write(json.dumps([s / rows for s in _each(run, numbers[asked["name"]], asked["least_s"])]) + "\n")
         out.flush()
 
 
-def _timed(run: Callable[[int], object], least_s: float, calls: dict[str, int], name: str) -> list[float]:
+def _each(run: Callable[[int], object], numbers: Iterator[int], least_s: float) -> list[float]:
     """Return the CPU seconds of each call, of as many as take `least_s` together."""
     times = [time.process_time()]
     while len(times) == 1 or times[-1] - times[0] < least_s:
-        run(calls[name])
-        calls[name] += 1
+        run(next(numbers))
         times.append(time.process_time())
     return [after - before for before, after in pairwise(times)]
