@@ -78,6 +78,13 @@ class Consumer(Protocol):
         """Deliver a partition that the group gave to this member, from an offset on."""
         ...
 
+    def rejoin(self) -> None:
+        """Have partitions shared out anew; those of this member may go and come back meanwhile.
+
+        A broker does so for certain only where the group's leader asks, whichever member that is.
+        """
+        ...
+
     def poll(self, max_rows: int, max_bytes: int, timeout_s: float) -> list[Polled]:
         """Gather messages until there are `max_rows`, about `max_bytes`, or `timeout_s` has passed."""
         ...

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -16,11 +17,13 @@ import numpy as np
 
 from connectors.kafka_client import Client, Member
 from connectors.kafka_source import KnownPartitions, checked_start, start_offset
+from pipeline.errors import PipelineError
 from pipeline.values import Place, Polled
 
 log = logging.getLogger(__name__)
 
 _ANSWER_S: Final = 10.0  # how long an answer may take
+_OWNERS_S: Final = 5.0  # from one look at who reads what to the next
 
 
 class KafkaGroupSource:
@@ -58,8 +61,10 @@ class KafkaGroupSource:
         self._next: dict[Place, int] = {}  # of partitions that have begun: the next offset that is new
         self._lost: list[Place] = []
         self._lock = threading.Lock()  # a client may tell of partitions in a thread of its own
+        self._topics = list(topics)
+        self._joined = False
+        self._unread = Unread(client, group, member.name, self._known.counts)
         self._consumer = client.consumer(group, member=member)
-        self._consumer.subscribe(list(topics), self._given, self._taken)
 
     def partitions(self) -> Sequence[Place]:
         """Return the (topic, partition) pairs that are this worker's now."""
@@ -97,7 +102,13 @@ class KafkaGroupSource:
         Fenced : a newer process holds the slot.
         BrokerUnavailable : no broker answers any more.
         """
+        if not self._joined:
+            # No sooner: until it polls, a member answers no rebalance, and keeps the whole group waiting.
+            self._consumer.subscribe(self._topics, self._given, self._taken)
+            self._joined = True
         self._known.check()
+        if self._unread.look():
+            self._consumer.rejoin()
         polled = self._consumer.poll(max_rows, self._max_bytes, timeout_s)
         with self._lock:
             going = [p for p in polled if (p.topic, p.partition) in self._next]
@@ -155,3 +166,53 @@ class KafkaGroupSource:
             value=polled.value[known:],
             key=None if polled.key is None else polled.key[known:],
         )
+
+
+class Unread:
+    """Partitions that no member of the group reads, though nothing is being shared out.
+
+    Cooperative assignors hold back what moves until its last owner has let go of it. Where that one never knew that it
+    had it (it was started again meanwhile), nobody asks for the next rebalance, and the partition would stand still
+    without a word until somebody joins or leaves.
+
+    Parameters
+    ----------
+    name : this member's.
+    counts : topic -> partitions.
+    """
+
+    def __init__(self, client: Client, group: str, name: str, counts: Mapping[str, int]) -> None:
+        self._client, self._group, self._name = client, group, name
+        self._places = {(topic, p) for topic, count in counts.items() for p in range(count)}
+        self._again_at = time.monotonic() + _OWNERS_S
+        self._asking: threading.Thread | None = None
+        self._looks = 0  # in a row that found the same
+        self._found: set[Place] = set()
+        self._members: list[str] = []
+
+    def look(self) -> bool:
+        """Return whether this member is to have partitions shared out anew. Asks the cluster now and then, beside.
+
+        A broker obeys the group's leader only, and nobody is told who that is: members take turns.
+        """
+        if time.monotonic() < self._again_at or (self._asking is not None and self._asking.is_alive()):
+            return False
+        self._again_at = time.monotonic() + _OWNERS_S
+        ours = self._looks > 1 and self._members[self._looks % len(self._members)] == self._name
+        if ours:
+            listed = ", ".join(f"{topic}[{partition}]" for topic, partition in sorted(self._found))
+            log.warning("no member of group %r reads %s: having partitions shared out anew", self._group, listed)
+        self._asking = threading.Thread(target=self._ask, daemon=True)
+        self._asking.start()
+        return ours
+
+    def _ask(self) -> None:
+        try:
+            owners = self._client.owners(self._group)
+        except PipelineError as failed:
+            log.info("who reads what is not known: %s", failed)
+            return
+        read = {place for places in owners.values() for place in places}
+        unread = self._places - read if read else set()  # while partitions are shared out nobody has any
+        self._looks = self._looks + 1 if unread and unread == self._found else int(bool(unread))
+        self._found, self._members = unread, sorted(owners)

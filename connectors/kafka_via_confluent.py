@@ -162,6 +162,7 @@ class ConfluentConsumer:
         self._failed: PipelineError | None = None
         self._next: dict[Place, int] = {}
         self._held: set[Place] = set()
+        self._join: Callable[[], None] = lambda: None
         self._consumer = confluent_kafka.Consumer(
             {
                 **words,
@@ -176,7 +177,7 @@ class ConfluentConsumer:
                 "enable.partition.eof": True,
                 "session.timeout.ms": session_ms,
                 # Members hear of a rebalance with a heartbeat, and all of them wait for the last to hear of it.
-                "heartbeat.interval.ms": min(300, session_ms // 3),
+                "heartbeat.interval.ms": min(100, session_ms // 3),
                 "max.poll.interval.ms": 300_000,
                 "partition.assignment.strategy": "cooperative-sticky",
                 "fetch.wait.max.ms": int(fetch_wait_s * 1000),
@@ -211,7 +212,13 @@ class ConfluentConsumer:
         def gone(_: Any, parts: Sequence[TopicPartition]) -> None:
             taken([(at.topic, at.partition) for at in parts])
 
-        self._consumer.subscribe(list(topics), on_assign=assigned, on_revoke=gone, on_lost=gone)
+        self._join = lambda: self._consumer.subscribe(list(topics), on_assign=assigned, on_revoke=gone, on_lost=gone)
+        self._join()
+
+    def rejoin(self) -> None:
+        """Leave and join: as a member without partitions, for whom the broker has them shared out again."""
+        self._consumer.unsubscribe()
+        self._join()
 
     def begin(self, topic: str, partition: int, offset: int) -> None:
         """Deliver a partition that the group gave to this member.

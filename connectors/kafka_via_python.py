@@ -150,7 +150,7 @@ class KafkaPythonConsumer:
                 allow_auto_create_topics=False,
                 session_timeout_ms=session_ms,
                 # Members hear of a rebalance with a heartbeat, and all of them wait for the last to hear of it.
-                heartbeat_interval_ms=min(300, session_ms // 3),
+                heartbeat_interval_ms=min(100, session_ms // 3),
                 max_poll_interval_ms=300_000,
                 partition_assignment_strategy=[CooperativeStickyAssignor],
                 # A third more rows a second than with the default of 1 MB.
@@ -177,6 +177,10 @@ class KafkaPythonConsumer:
         """Deliver a partition that the group gave to this member."""
         self.seek(topic, partition, offset)
         self._consumer.resume(TopicPartition(topic, partition))
+
+    def rejoin(self) -> None:
+        """Have partitions shared out anew, with the next poll."""
+        self._consumer._coordinator.request_rejoin()  # nothing public does it
 
     def poll(self, max_rows: int, max_bytes: int, timeout_s: float) -> list[Polled]:
         """Gather messages."""

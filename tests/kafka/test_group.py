@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from importlib import import_module
+from typing import Any
 
 import confluent_kafka
 import pytest
 from fold_fleet import bundle, chain, lines, polled
 from kafka_fixture import LIBRARIES, FeedTopics, an_alert, until
 
+from connectors import kafka_group_source
 from connectors.alert_json import decode_alert
 from connectors.kafka_client import Committed, Member, NewTopic, Producer
 from connectors.kafka_commit import transactional_id
@@ -118,6 +121,57 @@ def test_partitions_that_move_to_a_second_worker_and_back_tell_what_one_worker_w
     step_until([second], lambda: second.rows == before + count(2))
     assert published(feed) == expected()
     assert expected()
+
+
+def test_a_member_that_has_partitions_shared_out_anew_loses_and_doubles_nothing(
+    feed: FeedTopics, worker: Callable[[int], Worker]
+) -> None:
+    halves = [(v[: len(v) // 2], v[len(v) // 2 :]) for v in shared_out()]
+    count = lambda i: sum(len(h[i]) for h in halves)  # noqa: E731
+    both = [worker(0), worker(1)]
+    step_until(both, lambda: all(len(w.source.partitions()) == 1 for w in both))
+    for p in (0, 1):
+        feed.feed(halves[p][0], p)
+    step_until(both, lambda: sum(w.rows for w in both) == count(0))
+    for one in both:
+        one.source._consumer.rejoin()
+        one.step()
+    for p in (0, 1):
+        feed.feed(halves[p][1], p)
+    step_until(both, lambda: sum(w.rows for w in both) == count(0) + count(1))
+    assert published(feed) == expected()
+
+
+def test_a_partition_that_its_group_has_forgotten_is_read_again(
+    feed: FeedTopics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = [Worker(feed, "kafka-python", slot) for slot in (0, 1)]
+    assignor = import_module("kafka.coordinator.assignors.cooperative_sticky").CooperativeStickyAssignor
+    shared_out_by = assignor.assign
+    forgets = [True]
+
+    def assign(self: Any, cluster: Any, subscriptions: Any) -> Any:
+        found = shared_out_by(self, cluster, subscriptions)
+        for assignment in found.values() if forgets[0] else ():
+            for _, partitions in assignment.assigned_partitions:
+                partitions[:] = [p for p in partitions if p != 1]
+        return found
+
+    monkeypatch.setattr(assignor, "assign", assign)
+    monkeypatch.setattr(kafka_group_source, "_OWNERS_S", 0.5)
+    feed.feed([b"."] * 30, 0)
+    feed.feed([b"."] * 20, 1)
+    try:
+        step_until(both, lambda: sum(w.rows for w in both) == 30)
+        for _ in range(10):
+            for one in both:
+                one.step()
+        assert sum(w.rows for w in both) == 30
+        forgets[0] = False
+        step_until(both, lambda: sum(w.rows for w in both) == 50)
+    finally:
+        for one in both:
+            one.close()
 
 
 def test_what_a_dead_worker_left_open_is_ended_by_the_next_owner(feed: FeedTopics, library: str) -> None:
