@@ -75,11 +75,10 @@ def chain_of(settings: Settings, mapping: FieldMapping, *, journal: bool = False
 
 
 class Feed(NamedTuple):
-    """Where readings come from, how they are read, and where what they lead to is committed."""
+    """Where readings come from, and where what they lead to is committed."""
 
     source: Source
     committer: Committer
-    mapping: FieldMapping
 
 
 def open_feed(settings: Settings, console: Console) -> Feed:
@@ -88,9 +87,9 @@ def open_feed(settings: Settings, console: Console) -> Feed:
         return _kafka_feed(settings)
     from connectors.file_commit import FileCommitter
 
-    source, mapping = file_source(settings)
+    source, _ = file_source(settings)
     told = lambda name, error: console.warn(f"{name} does not take alerts for now, they are kept: {error}")  # noqa: E731
-    return Feed(source, FileCommitter(Path(settings.run.state), file_sinks(settings, console), on_unsent=told), mapping)
+    return Feed(source, FileCommitter(Path(settings.run.state), file_sinks(settings, console), on_unsent=told))
 
 
 def file_source(settings: Settings, path: Path | None = None) -> tuple[Source, FieldMapping]:
@@ -100,17 +99,29 @@ def file_source(settings: Settings, path: Path | None = None) -> tuple[Source, F
     ------
     ConfigError : no file is named, or nothing is there.
     """
-    from connectors.file_source import FileSource, message_format
+    from connectors.file_source import FileSource
 
-    s = settings.source
-    if path is None and not s.path:
-        raise ConfigError("source.path", "", 'name the file to watch, or set source.type = "kafka"')
+    s, mapping = settings.source, file_mapping(settings, path)
     where, kind = path or Path(s.path), "" if s.format == "auto" else s.format
-    mapping = specs.field_mapping(settings, message_format(where, kind))
     speed = 0.0 if s.speed == "max" else s.speed
     whole = path is not None
     source = FileSource(where, mapping, file_format=kind, speed=0.0 if whole else speed, follow=s.follow and not whole)
     return source, mapping
+
+
+def file_mapping(settings: Settings, path: Path | None = None) -> FieldMapping:
+    """Return the mapping for the messages that a file, by default the configured one, is handed over in.
+
+    Raises
+    ------
+    ConfigError : no file is named.
+    """
+    from connectors.file_source import message_format
+
+    s = settings.source
+    if path is None and not s.path:
+        raise ConfigError("source.path", "", 'name the file to watch, or set source.type = "kafka"')
+    return specs.field_mapping(settings, message_format(path or s.path, "" if s.format == "auto" else s.format))
 
 
 def kafka_client(settings: Settings) -> Client:
@@ -150,7 +161,7 @@ def _kafka_feed(settings: Settings) -> Feed:
         commit_timeout_s=k.commit_timeout_s,
         at_step=failpoints.read(os.environ),
     )
-    return Feed(source, committer, specs.field_mapping(settings))
+    return Feed(source, committer)
 
 
 def require_room(settings: Settings, bundle: Bundle, state_bytes: int) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from jobs import build
 from jobs.beside import Beside, side_by_side
+from jobs.config import specs
 from jobs.every import Every
 from jobs.hot import busy, hot
 from jobs.stopping import until_signal
@@ -49,12 +50,15 @@ def run(settings: Settings, console: Console, told: Callable[[Step], None] | Non
 
 
 def _watch(settings: Settings, console: Console, told: Callable[[Step], None] | None) -> Counter[str]:
-    feed = build.open_feed(settings, console)
     from_kafka = settings.source.type == "kafka"
-    chain = build.chain_of(settings, feed.mapping, journal=from_kafka)
+    mapping = specs.field_mapping(settings) if from_kafka else build.file_mapping(settings)
+    chain = build.chain_of(settings, mapping, journal=from_kafka)
     history = build.history_of(settings)
-    watch = _Watch(settings, chain, console, told, history.flush if history is not None else lambda: None, feed.source)
+    watch = _Watch(settings, chain, console, told, history.flush if history is not None else lambda: None)
+    # Before there is a producer: one whose slot has not joined yet is ended by others as what a dead worker left open.
     watch.follow_champion()
+    feed = build.open_feed(settings, console)
+    watch.source = feed.source
     runner = Runner(
         chain,
         feed.source,
@@ -93,10 +97,9 @@ class _Watch:
         console: Console,
         told: Callable[[Step], None] | None,
         flush: Callable[[], None],
-        source: Source,
     ) -> None:
         self.counts: Counter[str] = Counter()
-        self._source = source
+        self.source: Source | None = None
         self._read: Counter[tuple[str, int]] = Counter()  # by partition, since it was last told
         self._settings, self._chain, self._console, self._told = settings, chain, console, told
         self._refused = ""
@@ -158,10 +161,12 @@ class _Watch:
 
     def _tell_hot(self) -> None:
         """Say which partitions fall behind because they carry more than their share; asks the broker only then."""
-        read = dict.fromkeys(self._source.partitions(), 0) | self._read
+        lag = getattr(self.source, "lag", None)  # of sources that know one
+        if self.source is None or lag is None:
+            return
+        read = dict.fromkeys(self.source.partitions(), 0) | self._read
         self._read.clear()
-        lag = getattr(self._source, "lag", None)  # of sources that know one
-        if lag is None or not busy(read):
+        if not busy(read):
             return
         for found in hot(read, lag(), self._settings.run.max_rows):
             self._console.warn(
