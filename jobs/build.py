@@ -56,12 +56,15 @@ def require_champion(settings: Settings, bundle: str | None = None) -> Bundle:
 
 def engine_of(bundle: Bundle, settings: Settings) -> Engine:
     """Open an engine as the settings ask for it; one thread a worker, work is split by process."""
-    import torch
-
     from models.engine import open_engine
+    from models.profiles import choose
 
-    torch.set_num_threads(1)
-    return open_engine(bundle, settings.run.device, settings.run.precision, settings.run.priority)
+    profile = choose(settings.run.device, settings.run.precision, settings.run.priority, bundle)
+    if profile.needs_torch:
+        import torch
+
+        torch.set_num_threads(1)
+    return open_engine(bundle, *profile)
 
 
 def with_profile(settings: Settings, profile: Profile) -> Settings:

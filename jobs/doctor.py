@@ -49,10 +49,10 @@ def _channels(settings: Settings) -> Iterator[Finding]:
 
 
 def _device(settings: Settings) -> Iterator[Finding]:
-    import torch
+    from models.profiles import cuda_devices
 
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    yield Finding("device", f"torch {torch.__version__}, {', '.join(gpus) or 'no CUDA device: scores on the CPU'}")
+    gpus = cuda_devices()
+    yield Finding("device", f"{gpus} CUDA devices" if gpus else "no CUDA device: scores on the CPU")
     if settings.run.device.startswith("cuda") and not gpus:
         yield Finding(
             "run.device", settings.run.device, "no CUDA device is visible here: set run.device to auto or cpu"

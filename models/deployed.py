@@ -102,9 +102,9 @@ class _Principal(nn.Module):
     def __init__(self, found: Principal, last: int) -> None:
         super().__init__()
         self._last = last
-        self.register_buffer("mean", found.mean.double())
-        self.register_buffer("components", found.components.double())
-        self.register_buffer("ridge", found.ridge)
+        self.register_buffer("mean", torch.from_numpy(found.mean).double())
+        self.register_buffer("components", torch.from_numpy(found.components).double())
+        self.register_buffer("ridge", torch.from_numpy(found.ridge))
 
     def forward(self, x: Tensor, observed: Tensor) -> Tensor:
         """(B, D), (B, D) -> (B, last)."""

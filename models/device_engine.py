@@ -18,11 +18,11 @@ from itertools import cycle
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from models.aggregation import channel_shares, combine
 from models.device_lanes import Graphs, Lane, streams_of
 from models.device_members import DeviceMember
+from models.device_process import reporting, set_precision
 from models.device_rings import DeviceRings, Planned
 from models.engine_rings import padded
 from models.engine_rows import (
@@ -33,16 +33,14 @@ from models.engine_rows import (
     hand_out,
     join,
     nothing,
-    reporting,
     scalers,
-    set_precision,
     to_input_units,
 )
 from models.engine_scorer import keeps_bits
 from models.profiles import Profile
 from pipeline.bundle import Bundle
 from pipeline.protocols import RawWindows
-from pipeline.values import Int32, Int64, Rows, Scores
+from pipeline.values import Float32, Int32, Int64, Rows, Scores
 
 BUCKETS = (64, 256, 1024, 4096, 16384, 65536)
 _MIDDLE = 4096  # the bucket that every other one must agree with, bit by bit: neither slow for few rows nor for many
@@ -238,12 +236,12 @@ class DeviceEngine:
         alone = buckets
         for members in {tuple(m.signature for m in group): group for group in self._members}.values():
 
-            def run(pick: Int64, members: Sequence[DeviceMember] = members) -> Tensor:
+            def run(pick: Int64, members: Sequence[DeviceMember] = members) -> Float32:
                 x = self._x[: len(pick)].copy_(windows[torch.from_numpy(pick % len(tried)).to(self._device)])
                 out = torch.empty(len(members), 2, len(pick), channels, device=self._device)
                 for member, results in zip(members, out, strict=True):
                     member.compare(x, x[:, -channels:], results)
-                return out.flatten(0, 1).cpu()
+                return out.flatten(0, 1).cpu().numpy()
 
             kept = tuple(b for b in kept if keeps_bits(run, tuple(sorted({b, middle}))))
             alone = alone if kept else tuple(b for b in alone if keeps_bits(run, (b,)))

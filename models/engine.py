@@ -1,19 +1,18 @@
 """The scoring engine: aligned, gated rows in, one score per row out, for all partitions and assets of a worker.
 
-Windows live in `models.engine_rings`, models in `models.engine_members`; here they meet. The same code runs on the
-CPU and on CUDA: rings are on the host, windows cross in pinned chunks, results come back per channel. CUDA is served by
-`models.device_engine`, where only rows cross; this way there is its yardstick.
+Windows live in `models.engine_rings`, models in `models.engine_members`; here they meet, in arrays of numpy. CUDA is
+served by `models.device_engine`, which brings torch along: serving on the CPU does without, save for bfloat16.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
-import torch
 
 from models.aggregation import channel_shares, combine
-from models.engine_buffers import Workspace
+from models.engine_buffers import SHAPES, Workspace, aligned
 from models.engine_rings import Chunk, Rings, padded
 from models.engine_rows import (
     Found,
@@ -23,9 +22,7 @@ from models.engine_rows import (
     hand_out,
     join,
     nothing,
-    reporting,
     scalers,
-    set_precision,
     to_input_units,
 )
 from models.engine_scorer import Scorer, settle
@@ -34,20 +31,29 @@ from models.stream_engine import StreamEngine
 from pipeline.bundle import Bundle
 from pipeline.errors import ConfigError
 from pipeline.protocols import Engine, RawWindows
-from pipeline.values import Bool, Int32, Int64, Rows, Scores
+from pipeline.values import Bool, Float32, Float64, Int32, Int64, Rows, Scores
 
-_CHUNK = {"cpu": 1024, "cuda": 4096}  # windows gathered before they are scored: the largest batch of any member
+_CHUNK = SHAPES[-1]  # windows gathered before they are scored: the largest batch of any member
 
 
-class TorchEngine:
-    """Scores rows with the members of a bundle; see `pipeline.protocols.Engine`.
+class _Scores(Protocol):
+    """What takes chunks of windows to errors: a `Scorer`, whose attributes these are."""
+
+    expected: Float32
+    residual: Float32
+    weight: Float32
+
+    def score(self, chunk: Chunk, k: int) -> Float64: ...
+
+
+class HostEngine:
+    """Scores rows with the members of a bundle on the CPU; see `pipeline.protocols.Engine`.
 
     Parameters
     ----------
     bundle : with the tensors of every group.
-    profile : how to serve it. Whether float32 products may be TF32 is set for the whole process: open no engine of
-        another such profile while this one serves. Bits hold for one number of torch threads: set it before (one, for
-        a worker).
+    profile : how to serve it, one of the CPU's. Bits of bfloat16 hold for one number of torch threads: set it before
+        (one, for a worker).
 
     Attributes
     ----------
@@ -57,30 +63,19 @@ class TorchEngine:
     Raises
     ------
     BundleError : tensors that are missing, or do not fit the bundle's members.
-    DeviceUnavailable : the device is not there, or its memory is full.
     """
 
     def __init__(self, bundle: Bundle, profile: Profile = FALLBACK) -> None:
-        set_precision(profile)
-        device = torch.device(profile.device)
-        self._bundle, self._profile, self._device = bundle, profile, device
+        self._bundle, self._profile = bundle, profile
         channels, groups = len(bundle.channels), range(len(bundle.groups))
         self._loc, self._scale = scalers(bundle, "loc"), scalers(bundle, "scale")
         self._rings = Rings(bundle.window, self._loc, self._scale, bundle.soft_clip)
-        size, on_gpu = _CHUNK[device.type], device.type == "cuda"
+        spaces = [Workspace(profile) for _ in bundle.members]
+        scorers = [[Scorer(bundle, g, m, _CHUNK, space) for m, space in enumerate(spaces)] for g in groups]
+        self.fallbacks = settle(scorers)
+        self._scorers: Sequence[Sequence[_Scores]] = scorers
         readings = bundle.window * channels
-        with reporting(device):
-            self._host = torch.zeros(size, padded(readings), pin_memory=on_gpu)
-            self._x = self._host.to(device)
-            spaces = [Workspace(profile) for _ in bundle.members]
-            self._scorers = [[Scorer(bundle, g, m, size, space) for m, space in enumerate(spaces)] for g in groups]
-            self.fallbacks = settle(self._scorers)
-        self._chunk = Chunk(
-            x=self._host.numpy(),
-            observed=np.ones((size, readings), np.bool_),
-            ends=np.zeros(size, np.int64),
-            age=np.zeros(size, np.int32),
-        )
+        self._chunk = chunk_over(aligned(_CHUNK, padded(readings)), readings)
 
     @property
     def model_id(self) -> str:
@@ -108,13 +103,11 @@ class TorchEngine:
         ------
         ShapeError : rows of other channels than the bundle's, or slots that do not match them; nothing was taken.
         StateError : a slot that is not allocated; nothing was taken.
-        DeviceUnavailable : the device failed. Some rows may have been taken: go on from saved windows, elsewhere.
         """
         joined = join(batches, len(self._bundle.channels), self.model_id)
         found = nothing(*joined.x.shape)
-        with reporting(self._device), torch.inference_mode():
-            for group, order in by_group(self._rings.group_of(joined.slots)):
-                self._score(group, order, joined, found)
+        for group, order in by_group(self._rings.group_of(joined.slots)):
+            self._score(group, order, joined, found)
         return hand_out(batches, joined, found, self.model_id)
 
     def fill(self, batches: Sequence[tuple[Rows, Int32]]) -> None:
@@ -142,16 +135,20 @@ class TorchEngine:
                 self._score_chunk(group, k, rows.observed, found)
 
     def _score_chunk(self, group: int, k: int, observed: Bool, found: Found) -> None:
-        if self._x is not self._host:
-            self._x[:k].copy_(self._host[:k], non_blocking=True)
         scorers = self._scorers[group]
         at = self._chunk.ends[:k]
-        found.score[at] = combine([scorer.score(self._x, self._chunk, k) for scorer in scorers])
+        found.score[at] = combine([scorer.score(self._chunk, k) for scorer in scorers])
         residuals, weights = [s.residual[:k] for s in scorers], [s.weight[:k] for s in scorers]
         found.by_channel[at] = channel_shares(residuals, weights, observed[at])
         expected = sum((s.expected[:k] for s in scorers[1:]), start=scorers[0].expected[:k])
         scaler = (self._loc[group], self._scale[group], self._bundle.soft_clip)
         to_input_units(expected, len(scorers), at, observed, *scaler, found.expected)
+
+
+def chunk_over(x: Float32, readings: int) -> Chunk:
+    """Return an empty chunk whose windows, of so many readings, lie in `x`."""
+    size = len(x)
+    return Chunk(x, np.ones((size, readings), np.bool_), np.zeros(size, np.int64), np.zeros(size, np.int32))
 
 
 def open_engine(
@@ -162,7 +159,7 @@ def open_engine(
     Raises
     ------
     ConfigError : as `models.profiles.choose`; a streaming bundle on anything but the CPU, in float32, for throughput.
-    BundleError, DeviceUnavailable : as TorchEngine, StreamEngine and `models.device_engine.DeviceEngine`, for CUDA.
+    BundleError, DeviceUnavailable : as HostEngine, StreamEngine and `models.device_engine.DeviceEngine`, for CUDA.
     """
     profile = choose(device, precision, priority, bundle)
     if bundle.streaming:
@@ -174,4 +171,4 @@ def open_engine(
         from models import device_engine
 
         return device_engine.DeviceEngine(bundle, profile)
-    return TorchEngine(bundle, profile)
+    return HostEngine(bundle, profile)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
 
 from models.engine_rings import padded
 from models.profiles import Profile
+from pipeline.values import Float32
 
-# Batch sizes by kind of device. The weights of a dense layer are read once a batch, so a large one is worth it; one
-# row must not pay for hundreds; a batch of convolutions is cut so that its activations stay in the cache.
-_SHAPES: Mapping[str, tuple[int, ...]] = {"cpu": (8, 16, 32, 64, 128, 256, 512, 1024), "cuda": (256, 4096)}
-_CONV_SHAPES: Mapping[str, tuple[int, ...]] = {"cpu": (8, 16, 32, 64, 128, 256), "cuda": (256, 4096)}
+# The weights of a dense layer are read once a batch, so a large one is worth it; one row must not pay for hundreds; a
+# batch of convolutions is cut so that its activations stay in the cache.
+SHAPES = (8, 16, 32, 64, 128, 256, 512, 1024)
+_CONV_SHAPES = (8, 16, 32, 64, 128, 256)
+_ALIGNED = 64  # bytes
 
 
 class Workspace:
@@ -24,31 +26,34 @@ class Workspace:
 
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
-        self.device = torch.device(profile.device)
-        self.dtype = torch.bfloat16 if profile.precision == "bfloat16" else torch.float32  # of products
-        self._rooms: dict[tuple[str, int, int, torch.dtype], Tensor] = {}
-        self._results: tuple[Tensor, Tensor] | None = None
+        self._rooms: dict[tuple[str, int, int, np.dtype[Any]], NDArray[Any]] = {}
+        self._results: Float32 | None = None
 
-    def rows(self, name: str, count: int, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    def rows(self, name: str, count: int, width: int, dtype: DTypeLike = np.float32) -> NDArray[Any]:
         """Return (count, width) of a dtype; what is in it is left over."""
-        key = (name, count, width, dtype)
+        key = (name, count, width, np.dtype(dtype))
         if key not in self._rooms:
-            room = torch.zeros(count, padded(width, dtype.itemsize), dtype=dtype, device=self.device)
-            self._rooms[key] = room[:, :width]
+            self._rooms[key] = aligned(count, width, dtype)
         return self._rooms[key]
 
     def batch_sizes(self, convolutional: bool = False) -> tuple[int, ...]:
         """Return the batch sizes of members, rising."""
         if self.profile.priority == "latency":
             return (1,)
-        return (_CONV_SHAPES if convolutional else _SHAPES)[self.profile.kind]
+        return _CONV_SHAPES if convolutional else SHAPES
 
-    def results(self, count: int, channels: int) -> tuple[Tensor, Tensor]:
-        """Return (2, count, channels) on the device for what members say, and (3, count, channels) on the host.
-
-        On the CPU the first is part of the second.
-        """
+    def results(self, count: int, channels: int) -> Float32:
+        """Return (3, count, channels) for what members say: expected last rows, residuals, weights."""
         if self._results is None:
-            host = torch.zeros(3, count, channels, pin_memory=self.device.type == "cuda")
-            self._results = (host[:2].to(self.device), host)
+            self._results = np.zeros((3, count, channels), np.float32)
         return self._results
+
+
+def aligned(count: int, width: int, dtype: DTypeLike = np.float32) -> NDArray[Any]:
+    """Return zeros (count, width), of which every row starts on a 64-byte boundary."""
+    kind = np.dtype(dtype)
+    across = padded(width, kind.itemsize)
+    room = np.zeros(count * across * kind.itemsize + _ALIGNED, np.uint8)
+    first = -room.ctypes.data % _ALIGNED
+    inside = room[first : first + count * across * kind.itemsize]
+    return inside.view(kind).reshape(count, across)[:, :width]

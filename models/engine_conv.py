@@ -14,14 +14,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numba import njit
-from torch import Tensor, nn
 
-from models.autoencoders import ConvAutoencoder
 from models.engine_buffers import Workspace
 from models.engine_products import Product
-from pipeline.errors import BundleError
+from models.networks import Convolution, Convolutions
 from pipeline.values import Float32, Int64
 
 _AT_ONCE = 32  # windows: fewer, and the calls take as long as the work; more, and the rows of a layer leave the caches
@@ -33,16 +30,15 @@ class _Layer(NamedTuple):
     product: Product  # K' to M': K and M rounded up, so that every row is aligned
     looks: tuple[Int64, int, int, int, int, np.float32]  # at what: arguments of `_lay_out`
     steps: int  # T
-    side: Tensor  # (B T, K'), the rows
+    side: Float32  # (B T, K'), the rows
 
 
 class _Step(NamedTuple):
     """A layer for some windows."""
 
     layer: _Layer
-    side: Tensor
-    side_rows: Float32  # the same memory
-    out: Tensor
+    side: Float32
+    out: Float32
     out_windows: Float32  # (B, T M'), the same memory
 
 
@@ -51,32 +47,23 @@ class UnfoldedConv:
 
     Parameters
     ----------
-    module : fitted, in evaluation mode.
+    net : fitted.
     last : readings to reconstruct, counted from the end; all rows are decoded, then cut.
     space : where what it returns, and what lies between, is written.
-
-    Raises
-    ------
-    BundleError : a layer that is none of these.
     """
 
-    def __init__(self, module: ConvAutoencoder, last: int, space: Workspace) -> None:
-        before = -module.window % module.total_stride
-        channels = next(module.parameters()).shape[1]
-        first = np.arange(-before, module.window) * channels  # negative: before the window
-        below, together = _NO_FLOOR, 1
+    def __init__(self, net: Convolutions, last: int, space: Workspace) -> None:
+        first = np.arange(-net.before, net.window) * net.channels  # negative: before the window
+        below = _NO_FLOOR
         layers: list[_Layer] = []
-        for part in (*module.encoder, *module.decoder):
-            if isinstance(part, nn.ReLU):
-                below = np.float32(0.0)
-                continue
-            layers.append(_layer(part, first, below, f"unfolded {len(layers)}", space))
-            below, made = _NO_FLOOR, layers[-1]
-            together = part.stride[0] if isinstance(part, nn.ConvTranspose1d) else 1
+        for i, part in enumerate(net.layers):
+            layers.append(_layer(part, first, below, f"unfolded {i}", space))
+            below, made = np.float32(0.0) if part.relu else _NO_FLOOR, layers[-1]
+            together = part.stride if part.transposed else 1
             starts = np.arange(made.steps)[:, None] * made.product.gives
-            first = (starts + np.arange(together) * part.out_channels).ravel()
+            first = (starts + np.arange(together) * len(part.bias)).ravel()
         self.shapes = (_FEW, *space.batch_sizes(convolutional=True))
-        self._last, self._row = last, together * part.out_channels  # readings in a row of the last product
+        self._last, self._row = last, together * len(part.bias)  # readings in a row of the last product
         self._layers = layers
         windows = [*(_AT_ONCE for _ in layers[1:]), self.shapes[-1]]  # whose results are kept
         self._outs = [
@@ -85,13 +72,13 @@ class UnfoldedConv:
         ]
         self._known: dict[tuple[int, int], list[_Step]] = {}
 
-    def expect(self, x: Tensor) -> Tensor:
+    def expect(self, x: Float32) -> Float32:
         """Reconstruct windows, (B, D)."""
-        windows = x.contiguous().numpy()
+        windows = np.ascontiguousarray(x)
         for at in range(0, len(x), _AT_ONCE):
             below = windows[at : at + _AT_ONCE]
-            for layer, side, side_rows, out, out_windows in self._steps(at, len(below)):
-                _lay_out(below, *layer.looks, side_rows)
+            for layer, side, out, out_windows in self._steps(at, len(below)):
+                _lay_out(below, *layer.looks, side)
                 layer.product.run(side, out)
                 below = out_windows
         rows = self._outs[-1][: len(x) * self._layers[-1].steps, : self._row]
@@ -105,18 +92,13 @@ class UnfoldedConv:
         return self._known[at, n]
 
 
-def _layer(part: nn.Module, first: Int64, floor: np.float32, name: str, space: Workspace) -> _Layer:
-    if not isinstance(part, nn.Conv1d | nn.ConvTranspose1d):
-        raise BundleError(f"no engine for a convolutional member with a {type(part).__name__} layer")
-    assert part.bias is not None
-    bias, stride, padding = part.bias.detach(), part.stride[0], int(part.padding[0])
-    if isinstance(part, nn.ConvTranspose1d):
-        taps, padding = _several_at_once(part.weight.detach(), stride, padding)
-        bias, stride = bias.repeat(stride), 1
-    else:
-        taps = part.weight.detach().permute(2, 1, 0)
+def _layer(part: Convolution, first: Int64, floor: np.float32, name: str, space: Workspace) -> _Layer:
+    taps, bias, stride, padding = part.weight, part.bias, part.stride, part.padding
+    if part.transposed:
+        taps, padding = _several_at_once(taps, stride, padding)
+        bias, stride = np.tile(bias, stride), 1
     kernel, inputs, outputs = taps.shape
-    product = Product(taps.reshape(-1, outputs).t(), bias)
+    product = Product(taps.reshape(-1, outputs).T, bias)
     steps = -(-len(first) // stride)
     return _Layer(
         product=product,
@@ -126,22 +108,22 @@ def _layer(part: nn.Module, first: Int64, floor: np.float32, name: str, space: W
     )
 
 
-def _step(layer: _Layer, room: Tensor, at: int, n: int) -> _Step:
+def _step(layer: _Layer, room: Float32, at: int, n: int) -> _Step:
     side, out = layer.side[: n * layer.steps], room[at * layer.steps : (at + n) * layer.steps]
-    return _Step(layer, side, side.numpy(), out, out.numpy().reshape(n, -1))
+    return _Step(layer, side, out, out.reshape(n, -1))
 
 
-def _several_at_once(weight: Tensor, stride: int, padding: int) -> tuple[Tensor, int]:
-    """Return weights (N, M, kernel) of a transposed layer as (taps, N, stride * M), and the padding to go with it."""
-    inputs, outputs, kernel = weight.shape
+def _several_at_once(weight: Float32, stride: int, padding: int) -> tuple[Float32, int]:
+    """Return weights (kernel, N, M) of a transposed layer as (taps, N, stride * M), and the padding to go with it."""
+    kernel, inputs, outputs = weight.shape
     ahead = (stride - 1 + padding) // stride  # the furthest input ahead that a step looks at
     behind = (kernel - 1 - padding) // stride if kernel - 1 > padding else 0
-    taps = torch.zeros(behind + 1 + ahead, inputs, stride, outputs)
+    taps = np.zeros((behind + 1 + ahead, inputs, stride, outputs), np.float32)
     for d in range(-behind, ahead + 1):
         for r in range(stride):
             tap = r + padding - d * stride
             if 0 <= tap < kernel:
-                taps[d + behind, :, r] = weight[:, :, tap]
+                taps[d + behind, :, r] = weight[tap]
     return taps.reshape(len(taps), inputs, -1), behind
 
 

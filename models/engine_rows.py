@@ -6,18 +6,15 @@ Legend: n rows, C channels, G groups.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numba import njit
 from numpy.typing import NDArray
 
-from models.profiles import Profile
 from models.scaling import unscale_scalar
 from pipeline.bundle import Bundle
-from pipeline.errors import BundleError, DeviceUnavailable, ShapeError
+from pipeline.errors import BundleError, ShapeError
 from pipeline.values import Bool, Float32, Int32, Int64, Rows, Scores, UInt8
 
 
@@ -146,26 +143,6 @@ def scalers(bundle: Bundle, name: str) -> Float32:
                 f"bundle {bundle.id}: g{g}.scaler.{name} is {tensor.shape}, not ({len(bundle.channels)},)"
             )
     return np.stack(found).astype(np.float32)
-
-
-def set_precision(profile: Profile) -> None:
-    """Allow TF32 or forbid it: PyTorch keeps that for the whole process."""
-    torch.set_float32_matmul_precision("high" if profile.precision == "tf32" else "highest")
-    torch.backends.cudnn.allow_tf32 = profile.precision == "tf32"
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-
-
-@contextmanager
-def reporting(device: torch.device) -> Iterator[None]:
-    """Turn what a lost or full device raises into `DeviceUnavailable`."""
-    try:
-        yield
-    except RuntimeError as error:
-        lost = isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError) or device.type == "cuda"
-        if not lost:
-            raise
-        raise DeviceUnavailable(f"device {device} failed, go on with device = 'cpu': {error}") from error
 
 
 @njit(nogil=True, cache=True)

@@ -12,14 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
-import torch
 from numba import njit
-from torch import Tensor
 
 from models.aggregation import aggregate
-from models.engine_buffers import Workspace
+from models.engine_buffers import Workspace, aligned
 from models.engine_members import Member, PcaMember, build_member
-from models.engine_rings import Chunk, padded
+from models.engine_rings import Chunk
 from models.engine_t_squared import TSquared, statistic_of
 from models.fitted_members import fitted_aggregation, signature_of
 from pipeline.bundle import Bundle
@@ -27,6 +25,7 @@ from pipeline.values import Bool, Float32, Float64, Int32, Int64
 
 _SEED = 0  # of the windows that are tried; any will do
 _MOST_PADDING = 1.5  # batch size for each row in it
+_NONE = np.empty(0, np.int64)
 
 
 class Scorer:
@@ -56,28 +55,18 @@ class Scorer:
         self._fitted = fitted_aggregation(bundle, group, index)
         self._t_squared = None if statistic_of(spec) == "q" else TSquared(bundle, group, index, self._first)
         self.shapes = self._member.shapes
-        self._results, self._host = space.results(size, channels)
-        self.expected: Float32 = self._host[0].numpy()
-        self.residual: Float32 = self._host[1].numpy()
-        self.weight: Float32 = self._host[2].numpy()
+        self.expected, self.residual, self.weight = space.results(size, channels)
 
-    def score(self, x: Tensor, chunk: Chunk, k: int) -> Float64:
-        """Return the errors (k,) of the first k windows of a chunk.
-
-        Parameters
-        ----------
-        x : the chunk's windows on this scorer's device, (size, P).
-        """
-        windows = x[:, self._first : self._first + self._readings]
+    def score(self, chunk: Chunk, k: int) -> Float64:
+        """Return the errors (k,) of the first k windows of a chunk."""
+        windows = chunk.x[:, self._first : self._first + self._readings]
         gaps_matter = self._whole or isinstance(self._member, PcaMember)
-        holed = np.flatnonzero(chunk.age[:k] < self._rows) if gaps_matter else np.empty(0, np.int64)
+        holed = np.flatnonzero(chunk.age[:k] < self._rows) if gaps_matter else _NONE
         if len(holed) < k:  # the others' results are overwritten below
             for at, shape in cuts(k, self.shapes):
-                self._plain(windows[at : at + shape], self._results[:, at : at + shape])
+                self._plain(windows[at : at + shape], at)
         if len(holed):
             self._score_holed(windows, chunk.observed[holed, self._first :], holed)
-        if self._results.data_ptr() != self._host.data_ptr():
-            self._host[:2, :k].copy_(self._results[:, :k])
         _weigh(chunk.observed, chunk.age, self._rows if self._whole else 1, k, self.weight)
         errors = aggregate(self._aggregate, self.residual[:k], self.weight[:k], self._fitted)
         if self._t_squared is None:
@@ -96,53 +85,35 @@ class Scorer:
         """
         tried = np.random.default_rng(_SEED).standard_normal((self.shapes[-1], self._readings), np.float32)
         # Where a window starts within its row decides how it is aligned: it must start here as it does in a chunk.
-        room = torch.zeros(len(tried), padded(self._first + self._readings), device=self._space.device)
-        windows = room[:, self._first : self._first + self._readings]
+        windows = aligned(len(tried), self._first + self._readings)[:, self._first :]
 
-        def run(pick: Int64) -> Tensor:
-            windows[: len(pick)] = self._sent(tried[pick])
-            return self._plain(windows[: len(pick)], self._results[:, : len(pick)]).clone()
+        def run(pick: Int64) -> Float32:
+            n = len(pick)
+            windows[:n] = tried[pick]
+            self._plain(windows[:n], 0)
+            return np.stack([self.expected[:n], self.residual[:n]])
 
         self.shapes = next(s for s in fallbacks(self.shapes) if s == (1,) or keeps_bits(run, s))
 
-    def _plain(self, x: Tensor, into: Tensor) -> Tensor:
-        """Score windows without gaps, (B, D), into (2, B, C): expected last rows and residuals."""
-        return self._compare(self._member.expect(x), x, None, into)
+    def _plain(self, x: Float32, at: int) -> None:
+        """Score windows without gaps, (B, D): expected last rows and residuals, from row `at` on."""
+        into = slice(at, at + len(x))
+        back = self._member.expect(x)
+        _differ(back, x, self._all_seen, False, self._whole, self.expected[into], self.residual[into])
 
-    def _score_holed(self, windows: Tensor, observed: Bool, holed: Int64) -> None:
+    def _score_holed(self, windows: Float32, observed: Bool, holed: Int64) -> None:
         """Score the windows at `holed`, each by its own `observed` (len(holed), D)."""
         for at, shape in cuts(len(holed), self.shapes):
             pick = np.minimum(np.arange(at, at + shape), len(holed) - 1)  # the last one fills the batch up
             x = self._space.rows("holed", self.shapes[-1], self._readings)[:shape]
-            x.copy_(windows[self._sent(holed[pick])])
-            seen = self._sent(observed[pick])
-            member = self._member
+            x[:] = windows[holed[pick]]
+            seen, member = observed[pick], self._member
             real = min(shape, len(holed) - at)
             back = member.expect_holed(x, seen, real) if isinstance(member, PcaMember) else member.expect(x)
-            results = self._compare(back, x, seen, torch.empty_like(self._results[:, :shape]))
-            self._results[:, self._sent(holed[pick[:real]])] = results[:, :real]
-
-    def _compare(self, reconstruction: Tensor, x: Tensor, observed: Tensor | None, into: Tensor) -> Tensor:
-        if self._space.device.type == "cpu":
-            seen, gaps = (self._all_seen, False) if observed is None else (observed.numpy(), True)
-            _differ(reconstruction.numpy(), x.numpy(), seen, gaps, self._whole, *into.numpy())
-            return into
-        last = self._readings - self._channels
-        if not self._whole:
-            into[0] = reconstruction
-            torch.sub(x[:, last:], reconstruction, out=into[1])
-            return into
-        into[0] = reconstruction[:, last:]
-        squared = reconstruction.sub_(x).square_()
-        count: Tensor | int = self._rows
-        if observed is not None:
-            squared.mul_(observed)
-            count = observed.view(-1, self._rows, self._channels).sum(1).clamp_(min=1)
-        torch.sum(squared.view(-1, self._rows, self._channels), 1, out=into[1]).div_(count).sqrt_()
-        return into
-
-    def _sent(self, array: Float32 | Bool | Int64) -> Tensor:
-        return torch.from_numpy(array).to(self._space.device)
+            expected, residual = (np.empty((shape, self._channels), np.float32) for _ in range(2))
+            _differ(back, x, seen, True, self._whole, expected, residual)
+            where = holed[pick[:real]]
+            self.expected[where], self.residual[where] = expected[:real], residual[:real]
 
 
 class _Settles(Protocol):
@@ -168,14 +139,13 @@ def settle(groups: Sequence[Sequence[_Settles]]) -> tuple[str, ...]:
     """
     known: dict[object, _Settles] = {}
     fallen = []
-    with torch.inference_mode():
-        for g, members in enumerate(groups):
-            for m, member in enumerate(members):
-                twin = known.setdefault((m, member.signature), member)
-                if twin is member:
-                    member.settle()
-                member.shapes = twin.shapes
-                fallen += [f"g{g}.m{m}"] if member.fell_back else []
+    for g, members in enumerate(groups):
+        for m, member in enumerate(members):
+            twin = known.setdefault((m, member.signature), member)
+            if twin is member:
+                member.settle()
+            member.shapes = twin.shapes
+            fallen += [f"g{g}.m{m}"] if member.fell_back else []
     return tuple(fallen)
 
 
@@ -201,7 +171,7 @@ def fallbacks(shapes: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
     yield (1,)
 
 
-def keeps_bits(run: Callable[[Int64], Tensor], shapes: tuple[int, ...]) -> bool:
+def keeps_bits(run: Callable[[Int64], Float32], shapes: tuple[int, ...]) -> bool:
     """Return whether rows come out the same in every shape, at several places, beside other rows.
 
     Parameters
@@ -211,7 +181,7 @@ def keeps_bits(run: Callable[[Int64], Tensor], shapes: tuple[int, ...]) -> bool:
     reference = run(np.arange(shapes[-1]))
     rows = [np.arange(shape) for shape in shapes]
     orders = [order for r in rows for order in (np.roll(r, 1), np.roll(r, 3), np.roll(r[::-1], len(r) // 2))]
-    return all(torch.equal(run(order), reference[:, torch.from_numpy(order)]) for order in orders)
+    return all(np.array_equal(run(order), reference[:, order]) for order in orders)
 
 
 @njit(nogil=True, cache=True)

@@ -13,11 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 from numba import njit
-from torch import Tensor, nn
 
-from models.autoencoders import ConvAutoencoder
 from models.engine_buffers import Workspace
-from models.engine_int8 import Layer
+from models.networks import Affine, Convolutions
 from pipeline.values import Float32
 
 
@@ -26,22 +24,22 @@ class SingleDense:
 
     Parameters
     ----------
-    layers : as in `models.engine_int8.Int8Dense`.
+    layers : of the network, in order.
     space : where what it returns, and what lies between, is written.
     """
 
     shapes: tuple[int, ...] = (1,)
 
-    def __init__(self, layers: Sequence[Layer], space: Workspace) -> None:
+    def __init__(self, layers: Sequence[Affine], space: Workspace) -> None:
         self._layers = [
-            (weight.t().contiguous().numpy(), bias.numpy().copy(), relu, space.rows(f"single {i}", 1, len(bias)))
+            (np.ascontiguousarray(weight.T), bias, relu, space.rows(f"single {i}", 1, len(bias)))
             for i, (weight, bias, relu) in enumerate(layers)
         ]
-        self._into = [room[0].numpy() for *_, room in self._layers]
+        self._into = [room[0] for *_, room in self._layers]
 
-    def expect(self, x: Tensor) -> Tensor:
+    def expect(self, x: Float32) -> Float32:
         """Reconstruct a window, (1, D)."""
-        row = x.numpy()[0]
+        row = x[0]
         for (weight, bias, relu, _), into in zip(self._layers, self._into, strict=True):
             _affine(row, weight, bias, relu, into)
             row = into
@@ -63,48 +61,34 @@ class SingleConv:
 
     Parameters
     ----------
-    module : fitted, in evaluation mode.
+    net : fitted.
     last : readings to reconstruct, counted from the end; all rows are decoded, then cut.
     space : as in SingleDense.
     """
 
     shapes: tuple[int, ...] = (1,)
 
-    def __init__(self, module: ConvAutoencoder, last: int, space: Workspace) -> None:
-        before = -module.window % module.total_stride
-        modules = [*module.encoder, *module.decoder]
+    def __init__(self, net: Convolutions, last: int, space: Workspace) -> None:
         self._layers: list[_Convolution] = []
-        steps = module.window + before
-        for i, layer in enumerate(modules):
-            if isinstance(layer, nn.Conv1d | nn.ConvTranspose1d):
-                relu = i + 1 < len(modules) and isinstance(modules[i + 1], nn.ReLU)
-                transposed = isinstance(layer, nn.ConvTranspose1d)
-                stride = layer.stride[0]
-                steps = steps * stride if transposed else -(-steps // stride)
-                room = space.rows(f"single {len(self._layers)}", 1, steps * layer.out_channels)
-                self._layers.append(_convolution(layer, relu, room[0].numpy().reshape(steps, -1)))
-        channels = self._layers[0].weight.shape[1]
-        self._window = space.rows("window", 1, (module.window + before) * channels)[0]
-        self._start = before * channels
+        steps = net.window + net.before
+        for i, (weight, bias, stride, padding, relu, transposed) in enumerate(net.layers):
+            steps = steps * stride if transposed else -(-steps // stride)
+            room = space.rows(f"single {i}", 1, steps * len(bias))
+            out = room[0].reshape(steps, -1)
+            self._layers.append(_Convolution(weight, bias, stride, padding, relu, transposed, out))
+        self._window = space.rows("window", 1, (net.window + net.before) * net.channels)[0]
+        self._rows = self._window.reshape(-1, net.channels)
+        self._start = net.before * net.channels
         self._out = room[:, room.shape[1] - last :]
 
-    def expect(self, x: Tensor) -> Tensor:
+    def expect(self, x: Float32) -> Float32:
         """Reconstruct a window, (1, D)."""
         self._window[self._start :] = x[0]  # what lies before the window stays 0, unobserved
-        rows = self._window.numpy().reshape(-1, self._layers[0].weight.shape[1])
+        rows = self._rows
         for layer in self._layers:
             _convolve(rows, *layer)
             rows = layer.out
         return self._out
-
-
-def _convolution(layer: nn.Conv1d | nn.ConvTranspose1d, relu: bool, out: Float32) -> _Convolution:
-    transposed = isinstance(layer, nn.ConvTranspose1d)
-    assert layer.bias is not None
-    order = (2, 0, 1) if transposed else (2, 1, 0)
-    weight = np.ascontiguousarray(layer.weight.detach().numpy().transpose(order))
-    bias = layer.bias.detach().numpy().copy()
-    return _Convolution(weight, bias, layer.stride[0], int(layer.padding[0]), relu, transposed, out)
 
 
 @njit(nogil=True, cache=True)

@@ -67,7 +67,7 @@ class TSquared:
         self._first, self._rows = first, spec.window
         found = principal(bundle, group, index)
         mean, loadings, ridge = found.on_host()
-        self._model = (mean, loadings, found.variance.numpy(), ridge)
+        self._model = (mean, loadings, found.variance, ridge)
 
     def errors(self, chunk: Chunk, k: int, q: Float64, residual: Float32, weight: Float32) -> Float64:
         """Return the errors (k,) of the first k windows, and write each channel's part of them into `residual`.

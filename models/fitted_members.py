@@ -1,6 +1,6 @@
 """What a bundle holds of one member of one group, checked: its network, its principal components, its aggregation.
 
-Whoever serves or exports a member builds on these. All are copies, on the CPU.
+Whoever serves or exports a member builds on these. All are copies.
 
 Legend: C channels, D readings of a window, k components.
 """
@@ -10,12 +10,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from models.aggregation import FITTED, check_fitted
-from models.autoencoders import Autoencoder, load_module
+from models.networks import Affine, Convolutions, Network, affine_layers, convolutions, misfits, network_of
 from pipeline.bundle import Bundle
 from pipeline.errors import BundleError
 from pipeline.values import Float32, Float64
@@ -27,14 +25,14 @@ _AGGREGATION = "agg."
 class Principal(NamedTuple):
     """Principal components, as windows with and without gaps need them."""
 
-    mean: Tensor  # (D,) float32
-    components: Tensor  # (k, D) float32, orthonormal rows
-    variance: Tensor  # (k,) float64
-    ridge: Tensor  # (k,) float64, noise / variance
+    mean: Float32  # (D,)
+    components: Float32  # (k, D), orthonormal rows
+    variance: Float64  # (k,)
+    ridge: Float64  # (k,), noise / variance
 
     def on_host(self) -> tuple[Float32, Float32, Float64]:
         """Return mean (D,), loadings (D, k) and ridge (k,), as `models.engine_gaps` takes them."""
-        return self.mean.numpy(), self.components.t().contiguous().numpy(), self.ridge.numpy()
+        return self.mean, np.ascontiguousarray(self.components.T), self.ridge
 
 
 def signature_of(bundle: Bundle, group: int, index: int) -> tuple[object, ...]:
@@ -42,21 +40,31 @@ def signature_of(bundle: Bundle, group: int, index: int) -> tuple[object, ...]:
     return tuple(sorted((name, array.shape) for name, array in _arrays(bundle, group, index).items()))
 
 
-def fitted_module(bundle: Bundle, group: int, index: int) -> Autoencoder:
-    """Build the network of a member with its weights, in evaluation mode.
+def weights_of(bundle: Bundle, group: int, index: int) -> tuple[Network, dict[str, NDArray[Any]]]:
+    """Return the network of a member, and its weights, by their names within it.
 
     Raises
     ------
     BundleError : a kind, parameter or tensor that is missing, unknown or of another shape than the spec says.
     """
     spec, arrays = bundle.members[index], _arrays(bundle, group, index)
+    network = network_of(spec, len(bundle.channels))
     weights = {name: array for name, array in arrays.items() if not name.startswith(_AGGREGATION)}
-    try:
-        return load_module(spec, len(bundle.channels), weights)
-    except RuntimeError as error:
+    wrong = misfits(network, weights)
+    if wrong:
         kind = "streaming" if spec.kind == "stream" else spec.kind
-        what = f"bundle {bundle.id}: tensors g{group}.m{index}.*"
-        raise BundleError(f"{what} do not fit a {kind} member: {error}") from None
+        raise BundleError(f"bundle {bundle.id}: tensors g{group}.m{index}.* do not fit a {kind} member: {wrong}")
+    return network, weights
+
+
+def fitted_affine(bundle: Bundle, group: int, index: int, last: int) -> list[Affine]:
+    """Return the layers of a dense member, of which the last one gives `last` readings only. Raises as `weights_of`."""
+    return affine_layers(*weights_of(bundle, group, index), last)
+
+
+def fitted_convolutions(bundle: Bundle, group: int, index: int) -> Convolutions:
+    """Return the layers of a convolutional member. Raises as `weights_of`."""
+    return convolutions(*weights_of(bundle, group, index))
 
 
 def principal(bundle: Bundle, group: int, index: int) -> Principal:
@@ -71,17 +79,17 @@ def principal(bundle: Bundle, group: int, index: int) -> Principal:
     missing = [name for name in names if name not in bundle.tensors]
     if missing:
         raise BundleError(f"a pca member lacks the tensors {', '.join(missing)}")
-    mean, components, variance, noise = (torch.tensor(bundle.tensors[name]) for name in names)
+    mean, components, variance, noise = (np.array(bundle.tensors[name]) for name in names)
     k = len(components) if components.ndim else 0
-    shapes = [tuple(tensor.shape) for tensor in (mean, components, variance, noise)]
+    shapes = [array.shape for array in (mean, components, variance, noise)]
     if shapes != [(readings,), (k, readings), (k,), ()]:
         raise BundleError(
             f"{prefix}{{mean, components, variance, noise}} are {shapes}: "
             f"expected ({readings},), (k, {readings}), (k,) and ()"
         )
-    variance = variance.double()
-    ridge = (noise.double() / variance).clamp_(min=_LEAST_RIDGE)
-    return Principal(mean.float(), components.float(), variance, ridge)
+    variance = variance.astype(np.float64)
+    ridge = np.maximum(noise.astype(np.float64) / variance, _LEAST_RIDGE)
+    return Principal(mean.astype(np.float32), components.astype(np.float32), variance, ridge)
 
 
 def fitted_aggregation(bundle: Bundle, group: int, index: int) -> dict[str, Float64]:

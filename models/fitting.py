@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.autoencoders import build_module, compression_ratio
+from models.autoencoders import build_module
 from models.engine_t_squared import statistic_of
+from models.networks import network_of
 from models.pca import control_limits, fit_pca
 from models.residuals import channel_residuals, fit_aggregation
 from models.scaling import fit_scale, fit_spread, fleet_spread, scale
@@ -271,7 +272,7 @@ def _fit_module(
         "first_loss": float(record.loss[0]),
         "loss": float(record.loss[-loop.check_every :].mean()),
         "held_out_loss": float(record.held_out[-1]) if len(record.held_out) else None,
-        "compression_ratio": compression_ratio(member, channels),
+        "compression_ratio": network_of(member, channels).compression_ratio,
     }
     return tensors, told
 

@@ -8,10 +8,10 @@ through. A bundle carries a calibration for every profile it may be served on, u
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
-
-import torch
 
 from pipeline.bundle import Bundle
 from pipeline.errors import ConfigError
@@ -47,6 +47,11 @@ class Profile(NamedTuple):
         return self.device.partition(":")[0]
 
     @property
+    def needs_torch(self) -> bool:
+        """Whether torch is what multiplies; the other profiles do without it."""
+        return self.kind == "cuda" or self.precision == "bfloat16"
+
+    @property
     def name(self) -> str:
         """What calibrations are kept under."""
         return f"{self.kind}-{self.precision}" + ("-latency" if self.priority == "latency" else "")
@@ -76,10 +81,32 @@ def by_name(name: str) -> Profile:
 
 def slow_here(profile: Profile) -> str:
     """Return why a profile is slower than float32 on this machine; empty: nothing is known against it."""
+    if profile.kind != "cpu" or profile.precision != "bfloat16":
+        return ""
+    import torch
+
     can = torch.cpu.get_capabilities()
-    if profile.kind == "cpu" and profile.precision == "bfloat16" and not any(can.get(name) for name in _BFLOAT16):
-        return "this CPU has no bfloat16 instructions, float32 is several times faster on it"
-    return ""
+    if any(can.get(name) for name in _BFLOAT16):
+        return ""
+    return "this CPU has no bfloat16 instructions, float32 is several times faster on it"
+
+
+def cuda_devices() -> int:
+    """Return how many CUDA devices this process sees; torch is imported only where there is a driver to ask."""
+    if not _has_driver():
+        return 0
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _has_driver() -> bool:
+    """Return whether the library of NVIDIA's driver is here, without which torch finds no device."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def choose(
@@ -102,7 +129,8 @@ def choose(
     """
     if device == "auto":
         gpu = Profile("cuda", precision, priority)
-        if gpu in all_profiles() and torch.cuda.is_available() and (bundle is None or gpu.name in bundle.calibrations):
+        wanted = gpu in all_profiles() and (bundle is None or gpu.name in bundle.calibrations)
+        if wanted and cuda_devices():
             return gpu
         device, precision = "cpu", "float32" if precision == "tf32" else precision
     profile = Profile(device, precision, priority)
@@ -121,7 +149,5 @@ def _check(profile: Profile) -> None:
         raise ConfigError(
             "run.priority", profile.priority, "is for the CPU in float32: set run.device and run.precision to these"
         )
-    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            "run.device", profile.device, f"there are {torch.cuda.device_count()} CUDA devices: choose 'auto'"
-        )
+    if kind == "cuda" and int(number or 0) >= (there := cuda_devices()):
+        raise ConfigError("run.device", profile.device, f"there are {there} CUDA devices: choose 'auto'")

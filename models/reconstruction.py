@@ -13,8 +13,8 @@ from typing import assert_never
 import torch
 from torch import Tensor, nn
 
-from models.autoencoders import ConvAutoencoder, DenseAutoencoder
-from models.fitted_members import fitted_module, principal
+from models.autoencoders import Autoencoder, ConvAutoencoder, DenseAutoencoder, load_module
+from models.fitted_members import principal, weights_of
 from pipeline.bundle import Bundle
 
 
@@ -76,7 +76,7 @@ def reconstruction(bundle: Bundle, group: int, index: int) -> nn.Module:
     last = channels if spec.error == "last" else spec.window * channels
     if spec.kind == "pca":
         found = principal(bundle, group, index)
-        return PcaReconstruction(found.mean, found.components, last).eval()
+        return PcaReconstruction(torch.from_numpy(found.mean), torch.from_numpy(found.components), last).eval()
     module = fitted_module(bundle, group, index)
     if isinstance(module, DenseAutoencoder):
         net: nn.Module = nn.Sequential(*module.encoder, *module.decoder[:-1], _cut(module.decoder[-1], last))
@@ -85,6 +85,17 @@ def reconstruction(bundle: Bundle, group: int, index: int) -> nn.Module:
     else:
         assert_never(module)
     return net.eval().requires_grad_(False)
+
+
+def fitted_module(bundle: Bundle, group: int, index: int) -> Autoencoder:
+    """Build the network of a member with its weights, in evaluation mode.
+
+    Raises
+    ------
+    BundleError : as `models.fitted_members.weights_of`.
+    """
+    _, weights = weights_of(bundle, group, index)
+    return load_module(bundle.members[index], len(bundle.channels), weights)
 
 
 def _cut(layer: nn.Module, last: int) -> nn.Linear:

@@ -17,18 +17,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numba import njit
 
 from models import engine_rows
 from models.aggregation import aggregate
-from models.autoencoders import ConvAutoencoder
 from models.engine_buffers import Workspace
-from models.engine_rows import Joined, by_group, groups_of, hand_out, join, scalers, set_precision
+from models.engine_rows import Joined, by_group, groups_of, hand_out, join, scalers
 from models.engine_scorer import settle
-from models.fitted_members import fitted_aggregation, fitted_module
+from models.fitted_members import fitted_aggregation, fitted_convolutions
 from models.profiles import FALLBACK
-from models.stream_layers import Layer, averaged, member_span, stream_layers
+from models.stream_layers import averaged, member_span, stream_layers
 from models.stream_network import SHAPES, StreamNetwork
 from models.stream_rings import Found, Hops, StreamRings, Taken
 from pipeline.bundle import Bundle
@@ -55,10 +53,9 @@ class StreamEngine:
         if len(bundle.members) != 1 or bundle.members[0].kind != "stream":
             kinds = ", ".join(member.kind for member in bundle.members)
             raise BundleError(f"bundle {bundle.id} has the members {kinds}: a streaming one is served alone")
-        set_precision(FALLBACK)
         self._bundle, member = bundle, bundle.members[0]
         self._channels, self._aggregate = len(bundle.channels), member.aggregate
-        layers = [_layers(bundle, g) for g in range(len(bundle.groups))]
+        layers = [stream_layers(fitted_convolutions(bundle, g, 0)) for g in range(len(bundle.groups))]
         space = Workspace(FALLBACK)
         self._networks = [StreamNetwork(of_group, space) for of_group in layers]
         self.fallbacks = settle([[network] for network in self._networks])
@@ -121,9 +118,8 @@ class StreamEngine:
         """
         joined, rows = self._taken(batches)
         found = Found.nothing(*rows.x.shape)
-        with torch.inference_mode():
-            self._revive(rows)
-            self._advance(rows, found)
+        self._revive(rows)
+        self._advance(rows, found)
         return hand_out(batches, joined, engine_rows.Found(*found[:5]), self.model_id, found.actual, self._lag_ns)
 
     def fill(self, batches: Sequence[tuple[Rows, Int32]]) -> None:
@@ -189,12 +185,6 @@ class StreamEngine:
         if m:
             errors = aggregate(self._aggregate, self._residual[:m], self._weight[:m], self._fitted[group])
             self._errors.reshape(-1)[self._at[:m]] = errors
-
-
-def _layers(bundle: Bundle, group: int) -> tuple[Layer, ...]:
-    module = fitted_module(bundle, group, 0)
-    assert isinstance(module, ConvAutoencoder)
-    return stream_layers(module)
 
 
 @njit(nogil=True, cache=True)

@@ -18,12 +18,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+import numpy as np
 
-from models.autoencoders import ConvAutoencoder
+from models.networks import Convolution, Convolutions
 from pipeline.bundle import MemberSpec
 from pipeline.errors import BundleError
+from pipeline.values import Float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +75,8 @@ class Layer:
     products: int
     given: int
     relu: bool
-    weight: Tensor
-    bias: Tensor
+    weight: Float32
+    bias: Float32
 
 
 def span_of(kernels: Sequence[int], strides: Sequence[int]) -> Span:
@@ -118,26 +118,21 @@ def averaged(member: MemberSpec) -> int:
     return rows
 
 
-def stream_layers(module: ConvAutoencoder) -> tuple[Layer, ...]:
-    """Return the layers of a fitted module in order, as runs and matrices."""
-    rows, behind = module.total_stride, 0
+def stream_layers(net: Convolutions) -> tuple[Layer, ...]:
+    """Return the layers of a fitted network in order, as runs and matrices."""
+    rows, behind = net.total_stride, 0
     layers: list[Layer] = []
-    parts = [*module.encoder, None, *module.decoder]  # None: the latents have no ReLU
-    for part, after in zip(parts, [*parts[1:], None], strict=True):
-        relu = isinstance(after, nn.ReLU)
-        if isinstance(part, nn.Conv1d):
-            kernel, stride = part.kernel_size[0], part.stride[0]
-            behind, before = _behind_encoder(behind, kernel, stride), behind
-            kept = behind * stride + kernel // 2 - before
-            weight = part.weight.detach().permute(2, 1, 0).reshape(-1, part.out_channels)
-            assert part.bias is not None
-            layers.append(
-                Layer(kernel, stride, kept, rows, rows // stride, 1, relu, weight.contiguous(), part.bias.detach())
-            )
-            rows //= stride
-        elif isinstance(part, nn.ConvTranspose1d):
-            layers.append(_transposed(part, rows, relu))
-            rows *= part.stride[0]
+    for part in net.layers:
+        if part.transposed:
+            layers.append(_transposed(part, rows))
+            rows *= part.stride
+            continue
+        kernel, inputs, outputs = part.weight.shape
+        behind, before = _behind_encoder(behind, kernel, part.stride), behind
+        kept = behind * part.stride + kernel // 2 - before
+        weight = part.weight.reshape(kernel * inputs, outputs)
+        layers.append(Layer(kernel, part.stride, kept, rows, rows // part.stride, 1, part.relu, weight, part.bias))
+        rows //= part.stride
     return tuple(layers)
 
 
@@ -154,15 +149,14 @@ def _taps(kernel: int, stride: int) -> int:
     return -(-kernel // stride)
 
 
-def _transposed(part: nn.ConvTranspose1d, rows: int, relu: bool) -> Layer:
+def _transposed(part: Convolution, rows: int) -> Layer:
     """Return a transposed convolution as runs of inputs: tap r + stride * q of the kernel, for output r, reads the
     q-th last input of the run.
     """
-    kernel, stride, out = part.kernel_size[0], part.stride[0], part.out_channels
+    (kernel, inputs, outputs), stride = part.weight.shape, part.stride
     taps = _taps(kernel, stride)
-    weight = torch.zeros(taps, part.in_channels, stride, out)
+    weight = np.zeros((taps, inputs, stride, outputs), np.float32)
     for tap in range(kernel):
-        weight[taps - 1 - tap // stride, :, tap % stride] = part.weight.detach()[:, :, tap]
-    assert part.bias is not None
-    bias = part.bias.detach().repeat(stride)
-    return Layer(taps, 1, taps - 1, rows, rows, stride, relu, weight.reshape(taps * part.in_channels, -1), bias)
+        weight[taps - 1 - tap // stride, :, tap % stride] = part.weight[tap]
+    bias = np.tile(part.bias, stride)
+    return Layer(taps, 1, taps - 1, rows, rows, stride, part.relu, weight.reshape(taps * inputs, -1), bias)

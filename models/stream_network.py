@@ -14,9 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numba import njit
-from torch import Tensor
 
 from models.engine_buffers import Workspace
 from models.engine_products import Product
@@ -45,12 +43,11 @@ class StreamNetwork:
     def __init__(self, layers: Sequence[Layer], space: Workspace) -> None:
         self.shapes: tuple[int, ...] = SHAPES
         self._layers = layers
-        self._products = [Product(layer.weight.t(), layer.bias) for layer in layers]
+        self._products = [Product(layer.weight.T, layer.bias) for layer in layers]
         rooms = [(SHAPES[-1] * layer.products, p) for layer, p in zip(layers, self._products, strict=True)]
         self._runs = [space.rows(f"runs {i}", n, p.takes) for i, (n, p) in enumerate(rooms)]
         self._out = [space.rows(f"out {i}", n, p.gives) for i, (n, p) in enumerate(rooms)]
-        self._run_rows, self._out_rows = [r.numpy() for r in self._runs], [o.numpy() for o in self._out]
-        self.runs = self._run_rows[0]
+        self.runs: Float32 = self._runs[0]
 
     @property
     def given(self) -> int:
@@ -87,11 +84,11 @@ class StreamNetwork:
                 before = self._layers[i - 1]
                 channels = len(layer.weight) // layer.taps
                 size = (layer.taps, layer.stride, layer.taken, layer.products, channels)
-                rows = self._out_rows[i - 1], before.given, before.relu
-                _join(slots, fresh, *rows, size, kept[i - 1], self._run_rows[i])
+                rows = self._out[i - 1], before.given, before.relu
+                _join(slots, fresh, *rows, size, kept[i - 1], self._runs[i])
             for at, shape in cuts(k, self.shapes):
                 self._multiply(i, slice(at * layer.products, (at + shape) * layer.products))
-        return self._out_rows[-1]
+        return self._out[-1]
 
     def settle(self) -> None:
         """Settle on batch sizes that keep a row's bits, in every layer."""
@@ -100,20 +97,18 @@ class StreamNetwork:
     def _keeps(self, shapes: tuple[int, ...]) -> bool:
         random = np.random.default_rng(_SEED)
         for i, layer in enumerate(self._layers):
-            tried = torch.from_numpy(
-                random.standard_normal((shapes[-1], layer.products, len(layer.weight)), np.float32)
-            )
+            tried = random.standard_normal((shapes[-1], layer.products, len(layer.weight)), np.float32)
 
-            def run(pick: Int64, i: int = i, m: int = layer.products, tried: Tensor = tried) -> Tensor:
+            def run(pick: Int64, i: int = i, m: int = layer.products, tried: Float32 = tried) -> Float32:
                 rows = slice(0, len(pick) * m)
-                self._runs[i][rows, : tried.shape[2]] = tried[torch.from_numpy(pick)].flatten(0, 1)
-                return self._multiply(i, rows).clone().view(1, len(pick), -1)
+                self._runs[i][rows, : tried.shape[2]] = tried[pick].reshape(-1, tried.shape[2])
+                return self._multiply(i, rows).reshape(1, len(pick), -1).copy()
 
             if not keeps_bits(run, shapes):
                 return False
         return True
 
-    def _multiply(self, i: int, rows: slice) -> Tensor:
+    def _multiply(self, i: int, rows: slice) -> Float32:
         return self._products[i].run(self._runs[i][rows], self._out[i][rows])
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from models.autoencoders import MODULES, check_layers, compression_ratio, default_latent
+from models.networks import NETWORKS, check_layers, default_latent, network_of
 from models.scaling import ScalerKind, check_soft_clip
 from models.stream_layers import span_of
 from models.training import LoopSpec
@@ -30,7 +30,7 @@ class TrainSpec:
     Parameters
     ----------
     channels, period_ns : of the series, in order; they go into the bundle.
-    members : kinds of models, `pca` or of `models.autoencoders.MODULES`; a kind named twice is fitted from two seeds.
+    members : kinds of models, `pca` or of `models.networks.NETWORKS`; a kind named twice is fitted from two seeds.
         Or `stream` alone: the network that the `conv_*` fields describe, run over an endless series.
     per_group : `asset` fits every asset with at least `min_windows` windows on its own and all of them together as the
         group of the rest and of assets to come; `fleet` fits that group only.
@@ -39,7 +39,7 @@ class TrainSpec:
     min_windows : normal windows that a group needs; 450 is what 80 % of 600 rows hold. With fewer, fitting and
         calibrating on one asset gave false-alarm rates near 1.
     *_window : rows.
-    dense_latent, conv_latent : 0 chooses from the size of the input (`models.autoencoders.default_latent`).
+    dense_latent, conv_latent : 0 chooses from the size of the input (`models.networks.default_latent`).
     hold_out : share of the newest windows that training leaves to early stopping and the plateau schedule.
     smoother : goes into the bundle.
 
@@ -165,7 +165,7 @@ def _check_choices(spec: TrainSpec) -> None:
     for name, allowed in choices.items():
         if getattr(spec, name) not in allowed:
             raise ConfigError(f"train.{name}", getattr(spec, name), f"choose one of {', '.join(allowed)}")
-    kinds = ("pca", *MODULES)
+    kinds = ("pca", *NETWORKS)
     if not spec.members or not set(spec.members) <= set(kinds):
         raise ConfigError("train.members", spec.members, f"name one or more of {', '.join(kinds)}")
     if "stream" in spec.members and len(spec.members) > 1:
@@ -207,7 +207,7 @@ def _check_member(member: MemberSpec, channels: int) -> None:
     for name, value in sizes.items():
         if any(size < 1 for size in (value if isinstance(value, list) else [value])):
             raise ConfigError(f"train.{kind}_{name}", value, "use sizes of at least 1")
-    ratio = compression_ratio(member, channels)
+    ratio = network_of(member, channels).compression_ratio
     if ratio <= 1:
         raise ConfigError(
             f"train.{kind}_latent",

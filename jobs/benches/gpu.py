@@ -17,7 +17,7 @@ from jobs.benches import fleet
 from jobs.benches.measure import Result, Trial, against, result
 from models.device_engine import BUCKETS, DeviceEngine
 from models.device_members import DeviceMember
-from models.engine import TorchEngine
+from models.device_windows import WindowsEngine
 from models.profiles import Precision, Profile
 from pipeline.bundle import MemberSpec
 from pipeline.errors import Unavailable
@@ -68,7 +68,7 @@ def rows(trial: Trial) -> Result:
 def rings(trial: Trial) -> Result:
     """Windows on the device against windows that cross the bus, 8,192 rows a push, float32."""
     profile, n = cuda("float32"), trial.size(8192, 16)
-    across = _filled(TorchEngine(fleet.bundle(), profile), trial)
+    across = _filled(WindowsEngine(fleet.bundle(), profile), trial)
     contestants = {"there": _push(_device_engine(profile, trial), n, trial), "across": _push(across, n, trial)}
     taken = trial.rounds(contestants, time.perf_counter)
     return result("gpu.rings.vs.windows", [against("windows made on the host", taken["across"] / taken["there"])])

@@ -62,11 +62,8 @@ def _column_bytes(column: Column) -> int:
 
 def work(end: Connection, count: int) -> None:
     """Fill a chain with assets; send by how many bytes this process grew."""
-    import torch
-
     from models.engine import open_engine
 
-    torch.set_num_threads(1)
     bundle = fleet.bundle()
     engine = open_engine(bundle, "cpu")
     chain = Chain(fleet.chain_spec())

@@ -13,10 +13,10 @@ from jobs.benches import fleet
 from jobs.benches.e2e import watch
 from jobs.benches.floor import gemm, network_floor
 from jobs.benches.measure import Result, Trial, against, result
-from models.autoencoders import DenseAutoencoder, build_module
+from models.autoencoders import build_module
 from models.engine import open_engine
-from models.engine_members import dense_layers
 from models.engine_products import graph_of, session_options
+from models.fitted_members import fitted_affine
 from models.profiles import Precision, Profile
 from pipeline.bundle import MemberSpec
 from pipeline.protocols import Engine
@@ -94,11 +94,9 @@ def _push(engine: Engine, rows: Sequence[Rows]) -> Callable[[int], object]:
 
 def _runtime() -> Callable[[int], object]:
     """Return a contestant: one window through the network in ONNX Runtime, by its usual way."""
-    module = build_module(fleet.DENSE, fleet.CHANNELS).eval()
-    assert isinstance(module, DenseAutoencoder)
     options = session_options()
     options.enable_cpu_mem_arena = True
-    graph = graph_of(dense_layers(module, fleet.READINGS)).SerializeToString()
+    graph = graph_of(fitted_affine(fleet.bundle(), 0, 0, fleet.READINGS)).SerializeToString()
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     x = np.random.default_rng(0).normal(size=(1, fleet.READINGS)).astype(np.float32)
     return lambda _: session.run(None, {"x": x})

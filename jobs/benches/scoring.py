@@ -12,7 +12,7 @@ from jobs.benches.floor import gemm, network_floor
 from jobs.benches.measure import Ratio, Result, Trial, against, result, worst
 from models.autoencoders import build_module
 from models.engine import open_engine
-from models.engine_buffers import Workspace
+from models.engine_buffers import Workspace, aligned
 from models.engine_rings import Chunk
 from models.engine_scorer import Scorer
 from models.profiles import FALLBACK
@@ -105,19 +105,15 @@ def group_conv(trial: Trial) -> Result:
 def _ready(member: MemberSpec, n: int) -> Callable[[int], object]:
     """Return a contestant that takes `n` windows, fully observed, to residuals by channel and errors."""
     scorer = Scorer(fleet.bundle((member,)), 0, 0, max(n, _LARGEST), Workspace(FALLBACK))
-    windows = torch.randn(max(n, _LARGEST), fleet.READINGS)
+    windows = aligned(max(n, _LARGEST), fleet.READINGS)
+    windows[:] = np.random.default_rng(0).normal(size=windows.shape)
     chunk = Chunk(
-        x=windows.numpy(),
+        x=windows,
         observed=np.ones(windows.shape, np.bool_),
         ends=np.arange(len(windows)),
         age=np.full(len(windows), fleet.WINDOW, np.int32),
     )
-
-    def score(_: int) -> object:
-        with torch.inference_mode():
-            return scorer.score(windows, chunk, n)
-
-    return score
+    return lambda _: scorer.score(chunk, n)
 
 
 def _engine(trial: Trial, members: tuple[MemberSpec, ...]) -> tuple[Engine, np.ndarray]:

@@ -7,13 +7,12 @@ from dataclasses import replace
 
 import msgspec
 import numpy as np
-import torch
 
 from jobs.benches import fleet
 from jobs.benches.e2e import Line, Recorder, push_all_scored
 from jobs.benches.measure import Result, Trial, against, result
 from models.engine import open_engine
-from models.engine_buffers import Workspace
+from models.engine_buffers import Workspace, aligned
 from models.engine_members import build_member
 from models.profiles import FALLBACK
 from models.stream_layers import member_span
@@ -37,7 +36,6 @@ def conv(trial: Trial) -> Result:
     A call of ours is four pushes with one row of every asset: rings, network, errors, shares and expected values of
     every row. The yardstick has its windows ready and reconstructs the 64 rows of each once, in chunks.
     """
-    torch.set_num_threads(1)
     assets, member = trial.size(_ASSETS, 64), streaming(fleet.CONV)
     hop = member_span(member).hop
     engine = open_engine(fleet.bundle((member,)), "cpu")
@@ -49,12 +47,12 @@ def conv(trial: Trial) -> Result:
     if not np.isfinite(push(0)[-1].score).all():
         raise RuntimeError("rows were not scored that have all that they rest on")
     recompute = build_member(fleet.bundle((fleet.CONV,)), 0, 0, Workspace(FALLBACK))
-    windows = torch.randn(assets, fleet.READINGS)
+    windows = aligned(assets, fleet.READINGS)
+    windows[:] = np.random.default_rng(2).normal(size=windows.shape)
 
     def recomputed(_: int) -> object:
-        with torch.inference_mode():
-            chunks = [windows[at : at + _CHUNK] for at in range(0, assets, _CHUNK)]
-            return [(recompute.expect(chunk) - chunk).square_().mean(1) for chunk in chunks]
+        chunks = [windows[at : at + _CHUNK] for at in range(0, assets, _CHUNK)]
+        return [np.square(recompute.expect(chunk) - chunk).mean(1) for chunk in chunks]
 
     taken = trial.rounds({"ours": lambda i: push(i + 1), "recomputed": recomputed})
     return result(
@@ -83,7 +81,6 @@ def json(trial: Trial) -> Result:
     The yardstick is msgspec's bare decoding of the same lines into a struct. A call is a hop of polls, so that each
     one holds the same work.
     """
-    torch.set_num_threads(1)
     member = streaming(fleet.CONV)
     bundle, hop = fleet.bundle((member,)), member_span(member).hop
     assets = np.arange(trial.size(fleet.BATCH, 32))

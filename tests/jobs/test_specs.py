@@ -5,7 +5,7 @@ import pytest
 
 from jobs.config import specs
 from jobs.settings import Settings, config_id, load
-from models.autoencoders import MODULES
+from models.networks import NETWORKS
 from models.train_spec import TrainSpec, member_specs
 from pipeline.alert import QUALITY_LIFE_CYCLE, AlertSpec, LifeCycleSpec
 from pipeline.align import AlignSpec
@@ -195,7 +195,7 @@ def test_a_streaming_model_without_a_grid_is_refused():
         specs.train_spec(settings(**chosen, align__mode="none"))
 
 
-@pytest.mark.parametrize("kind", ["pca", *MODULES])
+@pytest.mark.parametrize("kind", ["pca", *NETWORKS])
 def test_every_kind_of_model_can_be_asked_for_with_its_sizes(kind):
     chosen = settings(train__members=[kind], feed__channels=[f"c{i}" for i in range(8)])
     (member,) = member_specs(specs.train_spec(chosen))

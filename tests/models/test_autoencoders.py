@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.autoencoders import ConvAutoencoder, DenseAutoencoder, build_module, default_latent
+from models.autoencoders import ConvAutoencoder, DenseAutoencoder, build_module
 from pipeline.bundle import MemberSpec
 from pipeline.errors import BundleError, ConfigError, ShapeError
 
@@ -140,15 +140,6 @@ def test_a_window_that_is_no_multiple_of_the_stride_is_padded_at_its_old_end():
     observed = torch.ones_like(x)
     observed[:, :2] = 0
     torch.testing.assert_close(short(x[:, 2:], observed[:, 2:]), full(x, observed)[:, 2:], rtol=0, atol=0)
-
-
-def test_the_default_bottleneck_is_much_smaller_than_the_window():
-    assert default_latent("dense", 16, 38) == 16
-    assert default_latent("dense", 16, 8) == 16
-    assert default_latent("dense", 16, 1) == 2
-    assert default_latent("dense", 64, 50) == 64
-    assert default_latent("conv", 32, 38) == 8
-    assert default_latent("conv", 32, 1) == 1
 
 
 def test_an_unknown_kind_is_refused_with_those_that_are_known():

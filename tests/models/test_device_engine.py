@@ -13,7 +13,7 @@ import models.device_rings
 import models.engine
 from models.device_engine import DeviceEngine
 from models.device_members import DeviceMember
-from models.engine import TorchEngine, open_engine
+from models.engine import HostEngine, open_engine
 from models.profiles import Profile
 from pipeline.bundle import MemberSpec
 from pipeline.errors import DeviceUnavailable, ShapeError, StateError
@@ -87,7 +87,7 @@ def close(got, want, rtol):
 @pytest.mark.parametrize("name", ENSEMBLES)
 def test_scores_equal_those_of_the_host_engine(name, missing):
     rows = rows_of(3, missing=missing)
-    want = pushed(TorchEngine(bundle_of(name)), rows)
+    want = pushed(HostEngine(bundle_of(name)), rows)
     assert (want["status"] == Status.CALIBRATED).sum() > 100
     close(pushed(device_engine(name), rows), want, 1e-5)
 
@@ -112,12 +112,12 @@ def test_many_rows_of_one_asset_in_one_batch_are_scored_before_they_are_overwrit
     alone = make_rows(400, CHANNELS, 1, seed=5, missing=0.02)
     want = pushed(device_engine(), alone, range(1, 400))
     same_bits(pushed(device_engine(), alone), want)
-    close(want, pushed(TorchEngine(bundle_of("whole windows")), alone), 1e-5)
+    close(want, pushed(HostEngine(bundle_of("whole windows")), alone), 1e-5)
 
 
 @pytest.mark.parametrize("cut", [0, 3, 7, 15, 200])
 def test_windows_go_to_another_engine_and_back_without_a_bit_of_difference(cut):
-    rows, engine, other = rows_of(1), device_engine(), TorchEngine(bundle_of("whole windows"))
+    rows, engine, other = rows_of(1), device_engine(), HostEngine(bundle_of("whole windows"))
     first, second = rows.take(slice(0, cut)), rows.take(slice(cut, None))
     slots, there, back = engine.allocate(NAMES), other.allocate(NAMES), engine.allocate(NAMES)
     engine.push([(first, slots[first.asset])])
@@ -186,7 +186,7 @@ def test_products_that_depend_on_the_place_are_made_row_by_row(monkeypatch):
         into += 1e-3 * torch.arange(len(x))[:, None]
 
     rows = rows_of(0, 60)
-    want = pushed(TorchEngine(bundle_of("last rows")), rows)
+    want = pushed(HostEngine(bundle_of("last rows")), rows)
     monkeypatch.setattr(DeviceMember, "compare", moody)
     engine = DeviceEngine(bundle_of("last rows"), HERE, BUCKETS)
     assert engine.buckets == (1,)
@@ -205,14 +205,15 @@ def test_bfloat16_rounds_the_networks_and_nothing_else():
     same_bits(*both)
 
 
-def test_a_device_that_is_lost_says_so_and_windows_can_still_be_saved(monkeypatch):
+@pytest.mark.parametrize("error", [torch.AcceleratorError, torch.OutOfMemoryError])
+def test_a_device_that_is_lost_or_full_says_so_and_windows_can_still_be_saved(monkeypatch, error):
     engine, rows = DeviceEngine(bundle_of("last rows"), HERE, BUCKETS), rows_of(0, 50)
     slots = engine.allocate(NAMES)
     engine.push([(rows, slots[rows.asset])])
     want = engine.dump(slots)
 
     def lost(*_):
-        raise torch.AcceleratorError("device-side assert")
+        raise error("device-side assert")
 
     monkeypatch.setattr(DeviceMember, "compare", lost)
     with pytest.raises(DeviceUnavailable, match="device cpu failed"):
@@ -249,5 +250,5 @@ def test_cuda_agrees_with_the_host_engine_and_graphs_with_what_they_captured(nam
     rows = rows_of(3)
     engine = DeviceEngine(bundle_of(name), Profile("cuda", precision), BUCKETS)
     first = pushed(engine, rows, range(50, 400, 50))  # plain, captured, replayed
-    close(first, pushed(TorchEngine(bundle_of(name)), rows), rtol)
+    close(first, pushed(HostEngine(bundle_of(name)), rows), rtol)
     same_bits(pushed(engine, rows), first)

@@ -4,15 +4,14 @@ import torch
 from naive_engine import NaiveEngine, make_bundle, make_rows
 
 from models.aggregation import aggregate, combine
-from models.engine import TorchEngine, open_engine
-from models.engine_scorer import Scorer
+from models.engine import HostEngine, open_engine
 from models.fitting import fit_bundle
 from models.residuals import channel_residuals
 from models.scaling import scale
 from models.series import Series
 from models.train_spec import TrainSpec
 from pipeline.bundle import MemberSpec
-from pipeline.errors import BundleError, ConfigError, ShapeError, StateError, Unavailable
+from pipeline.errors import BundleError, ConfigError, ShapeError, StateError
 from pipeline.values import Continuity, Status
 
 torch.set_num_threads(1)
@@ -176,16 +175,6 @@ def test_a_slot_that_was_dropped_is_refused():
     assert engine.dump(slots[:1]).count.tolist() == [0]
 
 
-def test_a_device_that_fails_is_reported_as_unavailable(monkeypatch):
-    def full(self, x, chunk, k):
-        raise torch.OutOfMemoryError("out of memory")
-
-    monkeypatch.setattr(Scorer, "score", full)
-    rows = make_rows(10, 5, assets=1)
-    with pytest.raises(Unavailable, match="device cpu failed"):
-        pushed(make_bundle([PCA]), rows)
-
-
 def test_a_bundle_with_a_missing_or_misshapen_tensor_is_refused():
     for name in ("g0.m0.components", "g0.m1.encoder.0.weight", "g0.m2.agg.median", "g0.scaler.scale"):
         bundle = make_bundle([PCA, DENSE, MemberSpec("pca", 7, aggregate="ztop")])
@@ -211,7 +200,7 @@ def test_a_device_that_is_not_there_is_a_configuration_error(device):
 
 
 def test_members_keep_all_their_batch_sizes_on_this_machine():
-    assert TorchEngine(make_bundle(ENSEMBLES["three with other windows"])).fallbacks == ()
+    assert HostEngine(make_bundle(ENSEMBLES["three with other windows"])).fallbacks == ()
 
 
 @pytest.mark.parametrize(("error", "aggregation"), [("last", "mahalanobis"), ("window", "ztop"), ("last", "mse")])

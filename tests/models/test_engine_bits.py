@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive_engine import make_bundle, make_rows
 
-from models.engine import TorchEngine, open_engine
+from models.engine import HostEngine, open_engine
 from pipeline.bundle import MemberSpec
 
 torch.set_num_threads(1)
@@ -29,7 +29,7 @@ BUNDLE = make_bundle(
 CASES = settings(deadline=None, max_examples=25)
 
 
-ENGINE = TorchEngine(BUNDLE)
+ENGINE = HostEngine(BUNDLE)
 
 
 @contextmanager
@@ -47,7 +47,7 @@ def rows_of(seed, n=400, missing=0.02):
 
 @cache
 def whole(seed, n=400):
-    rows, engine = rows_of(seed, n), TorchEngine(BUNDLE)
+    rows, engine = rows_of(seed, n), HostEngine(BUNDLE)
     slots = engine.allocate([f"a{i}" for i in range(ASSETS)])
     return engine.push([(rows, slots[rows.asset])])[0]
 

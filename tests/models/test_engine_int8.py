@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from naive_engine import make_bundle, make_rows
 
 from models.engine import open_engine
-from models.engine_buffers import Workspace
+from models.engine_buffers import Workspace, aligned
 from models.engine_int8 import Int8Dense
+from models.networks import Affine
 from models.profiles import Profile
 from pipeline.bundle import MemberSpec
 
@@ -44,13 +45,13 @@ def layers_of(sizes, seed):
 
 
 def member(layers):
-    return Int8Dense([(torch.tensor(w), torch.tensor(b), r) for w, b, r in layers], Workspace(INT8))
+    return Int8Dense([Affine(*layer) for layer in layers], Workspace(INT8))
 
 
 def expected(member, x):
-    room = torch.zeros(len(x), -(-x.shape[1] // 16) * 16)[:, : x.shape[1]]
-    room.copy_(torch.from_numpy(x))
-    return member.expect(room).numpy().copy()
+    room = aligned(*x.shape)
+    room[:] = x
+    return member.expect(room).copy()
 
 
 @settings(deadline=None, max_examples=25)

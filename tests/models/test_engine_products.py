@@ -1,22 +1,28 @@
 import numpy as np
 import pytest
-import torch
 
+from models.engine_buffers import aligned
 from models.engine_products import Product
 
 SIZES = [(2048, 256), (256, 30), (33, 16), (5, 1)]  # inputs, outputs
 
 
 def product_of(inputs, outputs, relu=False):
-    weight = torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(0)) / inputs**0.5
-    bias = torch.linspace(-1, 1, outputs)
+    weight = np.random.default_rng(0).normal(0, inputs**-0.5, (outputs, inputs)).astype(np.float32)
+    bias = np.linspace(-1, 1, outputs, dtype=np.float32)
     return weight, bias, Product(weight, bias, relu)
 
 
 def run(product, x):
-    wide = torch.zeros(len(x), product.takes)
+    wide = aligned(len(x), product.takes)
     wide[:, : x.shape[1]] = x
-    return product.run(wide, torch.full((len(x), product.gives), torch.nan)).clone()
+    out = aligned(len(x), product.gives)
+    out[:] = np.nan
+    return product.run(wide, out).copy()
+
+
+def normal(rows, columns):
+    return np.random.default_rng(1).standard_normal((rows, columns), np.float32)
 
 
 @pytest.mark.parametrize("relu", [False, True])
@@ -24,8 +30,8 @@ def run(product, x):
 def test_it_is_the_product_with_zeros_beyond_its_outputs(size, relu):
     weight, bias, product = product_of(*size, relu)
     x = np.random.default_rng(0).normal(size=(7, size[0]))
-    want = x.astype(np.float32).astype(np.float64) @ weight.double().numpy().T + bias.double().numpy()
-    got = run(product, torch.from_numpy(x.astype(np.float32)))
+    want = x.astype(np.float32).astype(np.float64) @ weight.astype(np.float64).T + bias
+    got = run(product, x.astype(np.float32))
     np.testing.assert_allclose(got[:, : size[1]], np.maximum(want, 0) if relu else want, rtol=1e-4, atol=1e-5)
     assert (got[:, size[1] :] == 0).all()
 
@@ -33,23 +39,23 @@ def test_it_is_the_product_with_zeros_beyond_its_outputs(size, relu):
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_a_row_has_the_same_bits_in_every_batch(size):
     _, _, product = product_of(*size)
-    x = torch.randn(300, size[0])
+    x = normal(300, size[0])
     whole = run(product, x)
     for n in (1, 2, 3, 5, 8, 31, 64, 256):
-        assert torch.equal(run(product, x[20 : 20 + n]), whole[20 : 20 + n])
+        assert np.array_equal(run(product, x[20 : 20 + n]), whole[20 : 20 + n])
 
 
 def test_not_a_number_stays_one_behind_a_relu():
     _, _, product = product_of(32, 16, relu=True)
-    x = torch.ones(3, 32)
-    x[1, 4] = torch.nan
-    assert run(product, x).isnan().any(1).tolist() == [False, True, False]
+    x = np.ones((3, 32), np.float32)
+    x[1, 4] = np.nan
+    assert np.isnan(run(product, x)).any(1).tolist() == [False, True, False]
 
 
 def test_more_places_than_it_remembers_change_nothing():
     _, _, product = product_of(33, 16)
-    x = torch.randn(600, product.takes)
-    out = torch.empty(600, product.gives)
+    x = normal(600, product.takes)
+    out = np.empty((600, product.gives), np.float32)
     for i in range(600):
         product.run(x[i : i + 1], out[i : i + 1])
-    assert torch.equal(out, run(product, x[:, : product.takes]))
+    assert np.array_equal(out, run(product, x[:, : product.takes]))

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from naive_engine import make_bundle
 
-from models.fitted_members import fitted_aggregation, fitted_module, principal, signature_of
+from models.fitted_members import fitted_affine, fitted_aggregation, principal, signature_of
+from models.reconstruction import fitted_module
 from pipeline.bundle import MemberSpec
 from pipeline.errors import BundleError
 
@@ -37,6 +38,8 @@ def test_weights_that_lack_one_or_have_one_more_are_refused():
     for bundle in (without("g0.m1.encoder.0.bias"), with_tensor("g0.m1.more", np.zeros(1))):
         with pytest.raises(BundleError, match=r"tensors g0\.m1\.\* do not fit a dense member"):
             fitted_module(bundle, 0, 1)
+        with pytest.raises(BundleError, match=r"tensors g0\.m1\.\* do not fit a dense member"):
+            fitted_affine(bundle, 0, 1, 5)
 
 
 def test_an_aggregation_is_a_copy_of_what_it_needs_in_float64():

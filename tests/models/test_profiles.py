@@ -19,6 +19,7 @@ MEMBERS = [
 @pytest.fixture
 def gpus(monkeypatch):
     def there_are(count):
+        monkeypatch.setattr("models.profiles._has_driver", lambda: True)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
 

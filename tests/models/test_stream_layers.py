@@ -3,6 +3,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from modules import convolutions_of
 
 from models.autoencoders import ConvAutoencoder
 from models.stream_layers import span_of, stream_layers
@@ -17,7 +18,7 @@ layers = st.lists(
 
 def streamed(module, x):
     """Hop by hop, with tensors that grow: what the layers say of a series whose length is whole hops."""
-    steps = stream_layers(module)
+    steps = stream_layers(convolutions_of(module))
     kept = [torch.zeros(step.kept, len(step.weight) // step.taps) for step in steps]
     out = []
     for at in range(0, len(x), module.total_stride):
@@ -27,7 +28,9 @@ def streamed(module, x):
             kept[i] = tape[len(tape) - step.kept :]
             assert len(rows) == step.taken
             runs = [tape[m * step.stride : m * step.stride + step.taps].flatten() for m in range(step.products)]
-            rows = (torch.stack(runs) @ step.weight + step.bias).view(step.products * step.given, -1)
+            rows = (torch.stack(runs) @ torch.from_numpy(step.weight) + torch.from_numpy(step.bias)).view(
+                step.products * step.given, -1
+            )
             rows = rows.relu() if step.relu else rows
         out.append(rows)
     return torch.cat(out)
