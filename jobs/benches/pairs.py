@@ -15,6 +15,7 @@ import venv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ PEERS: Mapping[str, Peer] = {
     "river": Peer("river_trees", ("river==0.26.1",)),
     "pysad": Peer("pysad_loda", ("pysad==0.7.0",)),
     "pyod": Peer("pyod_windows", ("pyod==3.6.7", "torch", "tqdm")),
+    "continual": Peer("continual_encoder", ("continual-inference==1.2.4", "torch", "numpy")),
 }
 
 # By bench: what it is compared with besides its yardstick. river, pysad and pyod score by other methods (and river
@@ -97,15 +99,36 @@ PAIRS: Mapping[str, Sequence[Pair]] = {
         Pair("pysad", "trees", "pysad 0.7.0 HalfSpaceTrees"),
         Pair("pyod", "pca", "pyod 3.6.7 PCA by 1,024"),
     ),
+    "stream.conv": (Pair("continual", "encoder", "continual-inference 1.2.4, the encoder of either alone", 4, 8),),
 }
 
-# What of ours the pairs of a bench are held against: arguments of `jobs.benches.e2e.watch`.
-_OURS: Mapping[str, Mapping[str, Any]] = {
-    "e2e.json.dense": {"members": (fleet.DENSE,)},
-    "e2e.json.conv": {"members": (fleet.CONV,)},
-    "e2e.json.int8": {"members": (fleet.DENSE,), "profile": Profile("cpu", "int8")},
-    "e2e.latency": {"members": (fleet.DENSE,), "profile": Profile(priority="latency"), "polls": 20_000, "batch": 1},
-    "e2e.default": {"members": fleet.DEFAULT, "steady": True},
+Ours = tuple[Callable[[int], object], int]  # what to call, with the number of the call, and how many rows it scores
+
+
+def _watched(trial: Trial, **arguments: Any) -> Ours:
+    """Return pushes of a watch; the arguments are those of `jobs.benches.e2e.watch`."""
+    from jobs.benches.e2e import watch
+
+    w = watch(trial=trial, **arguments)
+    return w.push, len(w.polls[0])
+
+
+def _streamed(trial: Trial) -> Ours:
+    from jobs.benches.streaming import encoder
+
+    return encoder(trial)
+
+
+# What of ours the pairs of a bench are held against.
+_OURS: Mapping[str, Callable[[Trial], Ours]] = {
+    "e2e.json.dense": partial(_watched, members=(fleet.DENSE,)),
+    "e2e.json.conv": partial(_watched, members=(fleet.CONV,)),
+    "e2e.json.int8": partial(_watched, members=(fleet.DENSE,), profile=Profile("cpu", "int8")),
+    "e2e.latency": partial(
+        _watched, members=(fleet.DENSE,), profile=Profile(priority="latency"), polls=20_000, batch=1
+    ),
+    "e2e.default": partial(_watched, members=fleet.DEFAULT, steady=True),
+    "stream.conv": _streamed,
 }
 
 
@@ -122,17 +145,15 @@ def compare(name: str, folder: Path, trial: Trial) -> list[dict[str, Any]]:
 
 def _measured(name: str, pairs: Sequence[Pair], folder: Path, trial: Trial) -> list[dict[str, Any]]:
     """Take turns: ours, then each peer's contestant; the first round warms up."""
-    from jobs.benches.e2e import watch
-
     taken: dict[Pair, list[float]] = {pair: [] for pair in pairs}
     with ExitStack() as stack:
         ask = {peer: stack.enter_context(_standing_by(peer, folder)) for peer in dict.fromkeys(p.peer for p in pairs)}
-        w = watch(trial=trial, **_OURS[name])
+        run, rows = _OURS[name](trial)
         calls = 0
         for turn in range(trial.count + 1):
-            ours = each(w.push, calls, trial.least_s)
+            ours = each(run, calls, trial.least_s)
             calls += len(ours)
-            ours /= len(w.polls[0])
+            ours /= rows
             for pair in pairs:
                 theirs = ask[pair.peer](pair.contestant, trial.least_s)
                 if turn:

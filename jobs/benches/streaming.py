@@ -14,8 +14,10 @@ from jobs.benches.measure import Result, Trial, against, result
 from models.engine import open_engine
 from models.engine_buffers import Workspace, aligned
 from models.engine_members import build_member
+from models.fitted_members import fitted_convolutions
 from models.profiles import FALLBACK
-from models.stream_layers import member_span
+from models.stream_layers import member_span, stream_layers
+from models.stream_network import SHAPES, StreamNetwork
 from pipeline.bundle import MemberSpec
 from pipeline.chain import Chain, ChainSpec, front_columns
 from pipeline.decode import decode
@@ -60,6 +62,29 @@ def conv(trial: Trial) -> Result:
         [against("chunked recompute at the same hop", taken["recomputed"] / taken["ours"])],
         {"rows_per_s": hop * assets / float(np.median(taken["ours"]))},
     )
+
+
+def encoder(trial: Trial) -> tuple[Callable[[int], object], int]:
+    """Return the encoder's layers alone over a hop of 8,192 series, and how many rows a call takes.
+
+    What libraries without transposed convolutions can be held against; the rows of the first layer are laid out, and
+    copied to where it reads them.
+    """
+    assets, member = trial.size(_ASSETS, 64), streaming(fleet.CONV)
+    layers = stream_layers(fitted_convolutions(fleet.bundle((member,)), 0, 0))
+    network = StreamNetwork(layers[: len(layers) // 2], Workspace(FALLBACK))
+    kept = [np.zeros((assets, width), np.float32) for width in network.widths]
+    slots, fresh = np.arange(assets, dtype=np.int32), np.zeros(assets, np.bool_)
+    products, most = layers[0].products, SHAPES[-1]
+    rows = np.random.default_rng(3).standard_normal((assets * products, network.runs.shape[1]), np.float32)
+
+    def run(_: int) -> None:
+        for at in range(0, assets, most):
+            part = rows[at * products : (at + most) * products]
+            network.runs[: len(part)] = part
+            network.run(slots[at : at + most], fresh[at : at + most], kept)
+
+    return run, assets * member_span(member).hop
 
 
 def _pushes(engine: Engine, rows: list[Rows], slots: Int32) -> Callable[[int], list[Scores]]:

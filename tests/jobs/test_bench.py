@@ -136,6 +136,13 @@ def test_a_peer_takes_turns_with_us_in_a_process_of_its_own(monkeypatch, tmp_pat
     assert pairs.compare("decode.json", tmp_path, QUICK) == []
 
 
+@pytest.mark.parametrize("name", pairs.PAIRS)
+def test_what_of_ours_a_peer_is_held_against_runs(name):
+    run, rows = pairs._OURS[name](QUICK)
+    run(0)
+    assert rows > 0
+
+
 def test_a_peer_that_does_not_run_says_why(monkeypatch, tmp_path):
     monkeypatch.setattr(pairs, "PAIRS", {"e2e.default": (pairs.Pair("river", "trees", "river"),)})
     an_environment(tmp_path, "river", exit_code=3)
