@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from models.cholesky import solve_positive
 from pipeline.errors import BundleError
-from pipeline.values import Bool, Float32, Float64
+from pipeline.values import Bool, Float32, Float64, Int64
 
 ZTOP_SHARE = 8  # the mean goes over the largest eighth of the observed channels,
 ZTOP_LEAST = 2  # but over no fewer than two
@@ -50,11 +50,20 @@ def aggregate(kind: str, residual: Float32, weight: Float32, fitted: Mapping[str
     ------
     BundleError : an unknown kind, or one of its fitted tensors is missing or of another shape.
     """
-    check_fitted(kind, residual.shape[1], fitted)
-    given = [np.ascontiguousarray(fitted[name], np.float64) for name in FITTED[kind]]
-    errors = np.empty(len(residual), np.float64)
-    _KERNELS[kind](residual, weight, *given, errors)
-    return errors
+    return aggregation(kind, residual.shape[1], fitted)(residual, weight)
+
+
+def aggregation(kind: str, channels: int, fitted: Mapping[str, NDArray[Any]]) -> Callable[[Float32, Float32], Float64]:
+    """Return `aggregate` for what it was fitted to: a function of residual and weight. Raises as that does."""
+    check_fitted(kind, channels, fitted)
+    kernel, given = _KERNELS[kind], [np.ascontiguousarray(fitted[name], np.float64) for name in FITTED[kind]]
+
+    def errors_of(residual: Float32, weight: Float32) -> Float64:
+        errors = np.empty(len(residual), np.float64)
+        kernel(residual, weight, *given, errors)
+        return errors
+
+    return errors_of
 
 
 def check_fitted(kind: str, channels: int, fitted: Mapping[str, NDArray[Any]]) -> None:
@@ -76,16 +85,21 @@ def combine(errors: Sequence[Float64]) -> Float32:
     return np.exp(sum(logs[1:], start=logs[0]) / len(logs)).astype(np.float32)
 
 
-def channel_shares(residuals: Sequence[Float32], weights: Sequence[Float32], observed: Bool) -> Float32:
-    """Return each channel's part in the error, (n, C) float32: mean over members of its share of squared residuals.
+def channel_shares(
+    residuals: Sequence[Float32], weights: Sequence[Float32], observed: Bool, at: Int64, out: Float32
+) -> None:
+    """Write each channel's part in the error: mean over members of its share of squared residuals.
 
-    Rows sum to 1. A channel that is not observed in the row itself, (n, C) bool, has no part; where nothing observed
-    is off at all, every observed channel has the same.
+    A row's parts sum to 1. A channel that is not observed in the row itself has no part; where nothing observed is off
+    at all, every observed channel has the same.
+
+    Parameters
+    ----------
+    observed, out : (n, C), zeros of float32 where it is written: at the rows `at` (k,), which residuals and weights are
+        of.
     """
-    shares = np.zeros(observed.shape, np.float32)
     for residual, weight in zip(residuals, weights, strict=True):
-        _add_shares(residual, weight, observed, 1.0 / len(residuals), shares)
-    return shares
+        _add_shares(residual, weight, observed, at, 1.0 / len(residuals), out)
 
 
 @njit(nogil=True, cache=True)
@@ -159,24 +173,25 @@ def _fill_expected(d: Float64, weight: Float32, precision: Float64) -> None:
 
 
 @njit(nogil=True, cache=True)
-def _add_shares(residual: Float32, weight: Float32, observed: Bool, part: float, shares: Float32) -> None:
+def _add_shares(residual: Float32, weight: Float32, observed: Bool, at: Int64, part: float, shares: Float32) -> None:
     channels = residual.shape[1]
     square = np.empty(channels, np.float64)
     for i in range(residual.shape[0]):
-        total, seen = 0.0, 0
+        seen, share = observed[at[i]], shares[at[i]]
+        total, count = 0.0, 0
         for c in range(channels):
             square[c] = 0.0
-            if observed[i, c]:
+            if seen[c]:
                 square[c] = np.float64(weight[i, c]) * np.float64(residual[i, c]) * np.float64(residual[i, c])
-                seen += 1
+                count += 1
             total += square[c]
         if total > 0:
             factor = part / total
             for c in range(channels):
-                shares[i, c] += np.float32(factor * square[c])
+                share[c] += np.float32(factor * square[c])
         else:
             for c in range(channels):
-                shares[i, c] += np.float32(part / seen if observed[i, c] else 0.0)
+                share[c] += np.float32(part / count if seen[c] else 0.0)
 
 
 _KERNELS: Mapping[str, Callable[..., None]] = {"mse": _mse, "ztop": _ztop, "mahalanobis": _mahalanobis}

@@ -221,7 +221,7 @@ class DeviceEngine:
         weights = [member.weigh(observed, gaps[0], gaps[2]) for member in members]
         residuals = [np.ascontiguousarray(said[1]) for said in told]
         found.score[at] = combine([m.errors(r, w) for m, r, w in zip(members, residuals, weights, strict=True)])
-        found.by_channel[at] = channel_shares(residuals, weights, observed)
+        channel_shares(residuals, weights, rows.observed, at, found.by_channel)
         expected = sum((said[0] for said in told[1:]), start=told[0, 0].copy())
         scaler = (self._loc[group], self._scale[group], self._bundle.soft_clip)
         to_input_units(expected, len(members), at, rows.observed, *scaler, found.expected)

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
 from models.engine_rings import Rings, judge, put, unroll
+from pipeline.kernels import row_kernel
 from pipeline.protocols import RawWindows
 from pipeline.values import Bool, Continuity, Float32, Int32, Int64, Status, UInt8
 
@@ -168,13 +168,13 @@ def new_piece(size: int, rows: int, channels: int) -> Piece:
 
 def _scaled_windows(slots: Int64, head: NDArray[Any], scaled: Float32, rows: int) -> Float32:
     """Return the scaled windows (k, R * C) of slots, oldest row first; what is before a window's first row is any."""
-    channels = scaled.shape[1] // (2 * rows)
-    at = head["at"][slots].astype(np.int64)[:, None] * channels + np.arange(rows * channels)
-    out: Float32 = scaled[slots[:, None], at]
+    readings = scaled.shape[1]
+    oldest = head["at"][slots].astype(np.int64)[:, None] * (readings // rows)
+    out: Float32 = scaled[slots[:, None], (oldest + np.arange(readings)) % readings]
     return out
 
 
-@njit(nogil=True, cache=True)
+@row_kernel
 def _plan(
     x: Float32,
     observed: Bool,
@@ -191,7 +191,7 @@ def _plan(
     coverage: Float32,
 ) -> tuple[int, int, int]:
     rows, channels = slots.raw.shape[1], slots.raw.shape[2]
-    readings, ring_rows = rows * channels, 2 * rows
+    ring_rows = 2 * rows
     k, h = 0, 0
     for n in range(len(order)):
         i = order[n]
@@ -209,7 +209,9 @@ def _plan(
         place, base = marks.place[s], (s + 1) * 2 * ring_rows
         marks.place[s] = place + 1 if place + 1 < ring_rows else 0
         piece.target[n] = base + place
-        piece.rows[n] = slots.scaled[s, newest * channels : (newest + 1) * channels]
+        scaled, row = slots.scaled[s, newest * channels : (newest + 1) * channels], piece.rows[n]
+        for c in range(channels):
+            row[c] = scaled[c]
         if status[i] == _CALIBRATED:
             first = place + 1 - rows
             piece.start[k] = base + (first if first >= 0 else first + ring_rows)
@@ -218,8 +220,8 @@ def _plan(
             if head.age < rows:
                 oldest = head.at * channels
                 piece.holed[h] = k
-                piece.holed_x[h] = slots.scaled[s, oldest : oldest + readings]
-                unroll(slots.seen[s], head.at, piece.holed_seen[h])
+                unroll(slots.scaled[s], oldest, piece.holed_x[h])
+                unroll(slots.seen[s], oldest, piece.holed_seen[h])
                 h += 1
             k += 1
     return len(order), k, h

@@ -139,7 +139,7 @@ class HostEngine:
         at = self._chunk.ends[:k]
         found.score[at] = combine([scorer.score(self._chunk, k) for scorer in scorers])
         residuals, weights = [s.residual[:k] for s in scorers], [s.weight[:k] for s in scorers]
-        found.by_channel[at] = channel_shares(residuals, weights, observed[at])
+        channel_shares(residuals, weights, observed, at, found.by_channel)
         expected = sum((s.expected[:k] for s in scorers[1:]), start=scorers[0].expected[:k])
         scaler = (self._loc[group], self._scale[group], self._bundle.soft_clip)
         to_input_units(expected, len(scorers), at, observed, *scaler, found.expected)

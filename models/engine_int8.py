@@ -37,7 +37,7 @@ class Int8Dense:
     """
 
     def __init__(self, layers: Sequence[Affine], space: Workspace) -> None:
-        self.shapes = space.batch_sizes()
+        self.shapes = tuple(n for n in space.batch_sizes() if n <= 256)
         self._layers = [_Int8Layer(layer, space, f"int8 {i}") for i, layer in enumerate(layers)]
 
     def expect(self, x: Float32) -> Float32:

@@ -1,7 +1,8 @@
 """Where the engine keeps windows: per asset the last R raw rows (the state) and, derived from them, a scaled ring.
 
-The scaled ring is written twice, at p and at p + R, so that a window is one contiguous slice of it. Rows are taken in
-order and each row's window is copied out at once: an asset may appear many times in one batch.
+Rows are taken in order and each row's window is copied out at once: an asset may appear many times in one batch. A row
+of a random asset waits for memory, so as little of it is touched as will do: a ring of masks is left alone as long as
+every reading in it is observed, and what is touched is asked for some rows ahead.
 
 Legend: n rows, S slots, G groups, R rows kept, C channels, B windows of one chunk, P = R * C rounded up to `LANES`.
 """
@@ -14,8 +15,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from models.scaling import scale_scalar
+from models.scaling import soft_clip_scalar
 from pipeline.errors import ShapeError, StateError
+from pipeline.kernels import AHEAD, LINE, PAGE, fetch, row_kernel, row_part
 from pipeline.protocols import RawWindows
 from pipeline.values import Bool, Continuity, Float32, Int32, Int64, Status, UInt8
 
@@ -34,6 +36,7 @@ _HEAD = np.dtype(
         ("count", np.int32),  # rows since the window started, at most R
         ("missing", np.int32),  # unobserved readings of those rows
         ("age", np.int32),  # as in Chunk
+        ("whole", np.int32),  # rows since one with an unobserved reading, in whatever window, at most R: all is seen
     ]
 )
 
@@ -57,9 +60,9 @@ class _Slots(NamedTuple):
     """Arrays with a leading slot axis."""
 
     head: NDArray[Any]  # (S,) of _HEAD
-    raw: Float32  # (S, R, C), single ring
-    seen: Bool  # (S, R, C), single ring
-    scaled: Float32  # (S, 2 * R * C), double ring
+    raw: Float32  # (S, R, C), ring
+    seen: Bool  # (S, R * C), ring
+    scaled: Float32  # (S, R * C), ring; 0 where not observed, anything where no group scores the slot
 
 
 class _Scaler(NamedTuple):
@@ -149,7 +152,7 @@ class Rings:
         at = slots[:, None]
         return RawWindows(
             x=np.where(real[..., None], self._slots.raw[at, ring], np.float32(0)),
-            observed=self._slots.seen[at, ring] & real[..., None],
+            observed=self._slots.seen.reshape(self._slots.raw.shape)[at, ring] & real[..., None],
             count=np.ascontiguousarray(head["count"]),
         )
 
@@ -186,8 +189,8 @@ def _new_slots(size: int, rows: int, channels: int) -> _Slots:
     return _Slots(
         head=np.zeros(size, _HEAD),
         raw=np.zeros((size, rows, channels), np.float32),
-        seen=np.zeros((size, rows, channels), np.bool_),
-        scaled=np.zeros((size, 2 * rows * channels), np.float32),
+        seen=np.zeros((size, rows * channels), np.bool_),
+        scaled=np.zeros((size, rows * channels), np.float32),
     )
 
 
@@ -200,7 +203,7 @@ def _first_unused(slots: Int32, used: Bool) -> int:
     return len(slots)
 
 
-@njit(nogil=True, cache=True)
+@row_part
 def put(s: int, x: Float32, observed: Bool, i: int, starts: bool, slots: _Slots, scaler: _Scaler) -> int:
     """Take row `i` of `x` into slot `s`, as the first of a new window if `starts`; return its unobserved readings."""
     rows, channels = slots.raw.shape[1], slots.raw.shape[2]
@@ -210,29 +213,81 @@ def put(s: int, x: Float32, observed: Bool, i: int, starts: bool, slots: _Slots,
         head.missing = 0
         head.age = rows
     p, group = head.at, head.group
-    leaves = head.count == rows
-    once, twice = p * channels, (p + rows) * channels
-    left, gaps = 0, 0
+    came, there, raw = x[i], observed[i], slots.raw[s, p]
+    here = slice(p * channels, (p + 1) * channels)
+    complete = True
     for c in range(channels):
-        seen = observed[i, c]
-        value = np.float32(0.0)
-        if not seen:
-            gaps += 1
-        elif group >= 0:
-            value = scale_scalar(x[i, c], scaler.loc[group, c], scaler.scale[group, c], scaler.limit)
-        left += not slots.seen[s, p, c]
-        slots.raw[s, p, c] = x[i, c]
-        slots.seen[s, p, c] = seen
-        slots.scaled[s, once + c] = value
-        slots.scaled[s, twice + c] = value
+        raw[c] = came[c]
+    for c in range(channels):
+        complete &= there[c]
+    gaps, left = 0, 0
+    if head.whole < rows or not complete:
+        gaps, left = _replace(slots.seen[s, here], there)
+    if group >= 0:
+        scale_row(came, there, gaps, scaler.loc[group], scaler.scale[group], scaler.limit, slots.scaled[s, here])
+    leaves = head.count == rows
     head.missing += gaps - left if leaves else gaps
     head.count += 0 if leaves else 1
     head.age = 0 if gaps else min(head.age + 1, rows)
+    head.whole = 0 if gaps else min(head.whole + 1, rows)
     head.at = p + 1 if p + 1 < rows else 0
     return gaps
 
 
-@njit(nogil=True, cache=True)
+@row_kernel
+def _replace(seen: Bool, there: Bool) -> tuple[int, int]:
+    """Write the mask of a row in the place of another; return how many readings are unobserved in it, and were."""
+    gaps, left = 0, 0
+    for c in range(len(seen)):
+        left += not seen[c]
+        gaps += not there[c]
+        seen[c] = there[c]
+    return gaps, left
+
+
+@row_part
+def scale_row(x: Float32, there: Bool, gaps: int, loc: Float32, scale: Float32, limit: float, out: Float32) -> None:
+    """Scale a row as `scale_scalar` does; nearly all readings are in its linear part, which is done for all at once."""
+    far = np.int64(0)
+    for c in range(len(out)):
+        z = (np.float64(x[c]) - np.float64(loc[c])) / np.float64(scale[c])
+        far += abs(z) > limit
+        out[c] = np.float32(z)
+    if far or gaps:
+        _scale_others(x, there, loc, scale, limit, out)
+
+
+@row_kernel
+def _scale_others(x: Float32, there: Bool, loc: Float32, scale: Float32, limit: float, out: Float32) -> None:
+    """Write again what is not linear: 0 where not observed, a logarithm beyond the soft clip."""
+    for c in range(len(out)):
+        if not there[c]:
+            out[c] = np.float32(0.0)
+            continue
+        z = (np.float64(x[c]) - np.float64(loc[c])) / np.float64(scale[c])
+        if abs(z) > limit:
+            out[c] = np.float32(soft_clip_scalar(z, limit))
+
+
+@row_part
+def fetch_row(s: int, slots: _Slots) -> None:
+    """Ask for the memory that the next row of slot `s` is written to."""
+    rows, channels = slots.raw.shape[1], slots.raw.shape[2]
+    size = 4 * channels
+    at = (s * rows + slots.head[s].at) * size
+    fetch(slots.raw.ctypes.data + at, size)
+    fetch(slots.scaled.ctypes.data + at, size)
+
+
+@row_part
+def _fetch_window(s: int, slots: _Slots) -> None:
+    """Ask for what every page of a scaled window begins with: after that the CPU runs ahead by itself."""
+    size = 4 * slots.scaled.shape[1]
+    for at in range(0, size, PAGE):
+        fetch(slots.scaled.ctypes.data + s * size + at, min(size - at, 8 * LINE))
+
+
+@row_part
 def judge(head: Any, gaps: int, rows: int, channels: int) -> tuple[np.uint8, np.float32]:
     """Return the status of a row that was just taken, and the coverage of the rows its window has so far. For kernels.
 
@@ -247,22 +302,25 @@ def judge(head: Any, gaps: int, rows: int, channels: int) -> tuple[np.uint8, np.
     return _CALIBRATED, coverage
 
 
-@njit(nogil=True, cache=True)
+@row_kernel
 def _store(x: Float32, observed: Bool, continuity: UInt8, where: Int32, slots: _Slots, scaler: _Scaler) -> None:
     for i in range(len(where)):
+        if i + AHEAD < len(where):
+            fetch_row(where[i + AHEAD], slots)
         put(where[i], x, observed, i, continuity[i] != _CONTINUES, slots, scaler)
 
 
-@njit(nogil=True, cache=True)
+@row_kernel
 def _load(x: Float32, observed: Bool, count: Int32, where: Int32, slots: _Slots, scaler: _Scaler) -> None:
     rows = x.shape[1]
     for k in range(len(where)):
         slots.head[where[k]].count = 0
+        mine, seen = x[k], observed[k]
         for i in range(rows - count[k], rows):
-            put(where[k], x[k], observed[k], i, False, slots, scaler)
+            put(where[k], mine, seen, i, False, slots, scaler)
 
 
-@njit(nogil=True, cache=True)
+@row_kernel
 def _take(
     x: Float32,
     observed: Bool,
@@ -276,17 +334,20 @@ def _take(
     coverage: Float32,
 ) -> tuple[int, int]:
     rows, channels = slots.raw.shape[1], slots.raw.shape[2]
-    readings = rows * channels
     k = 0
     for j in range(len(order)):
+        if j + AHEAD < len(order):
+            fetch_row(where[order[j + AHEAD]], slots)
+        if j + 1 < len(order):
+            _fetch_window(where[order[j + 1]], slots)
         i = order[j]
         s = where[i]
         gaps = put(s, x, observed, i, continuity[i] != _CONTINUES, slots, scaler)
         head = slots.head[s]
         status[i], coverage[i] = judge(head, gaps, rows, channels)
         if status[i] == _CALIBRATED:
-            oldest = head.at
-            _copy(slots.scaled[s, oldest * channels :], chunk.x[k, :readings])
+            oldest = head.at * channels
+            unroll(slots.scaled[s], oldest, chunk.x[k])
             chunk.ends[k] = i
             chunk.age[k] = head.age
             if head.age < rows:
@@ -297,17 +358,12 @@ def _take(
     return len(order), k
 
 
-@njit(nogil=True, cache=True)
-def _copy(values: Float32, out: Float32) -> None:
-    for i in range(len(out)):  # an assignment of slices takes seconds to compile, for the text of an error
-        out[i] = values[i]
-
-
-@njit(nogil=True, cache=True)
-def unroll(seen: Bool, oldest: int, out: Bool) -> None:
-    """Copy one asset's single ring of masks, oldest row first."""
-    rows, channels = seen.shape
-    for r in range(rows):
-        p = oldest + r if oldest + r < rows else oldest + r - rows
-        for c in range(channels):
-            out[r * channels + c] = seen[p, c]
+@row_kernel
+def unroll(ring: Any, oldest: int, out: Any) -> None:
+    """Copy one asset's ring (R * C,), of masks or of scaled rows, to `out`, from the place of its oldest row on."""
+    before = ring[oldest:]
+    for i in range(len(before)):
+        out[i] = before[i]
+    after = out[len(before) :]
+    for i in range(oldest):
+        after[i] = ring[i]

@@ -52,14 +52,16 @@ def join(batches: Sequence[tuple[Rows, Int32]], channels: int, model_id: str) ->
             )
     some = batches or [(Rows.empty(0, channels), np.empty(0, np.int32))]
     parts = [(rows.x, rows.observed, rows.continuity, slots) for rows, slots in some]
-    dtypes = (np.float32, np.bool_, np.uint8, np.int32)
-    columns = [column[0] if len(column) == 1 else np.concatenate(column) for column in zip(*parts, strict=True)]
+    x, observed, continuity, slots = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
     # Kernels are compiled for writable arrays; a read-only one is copied rather than compiled for again.
-    return Joined(*(_usable(c, d) for c, d in zip(columns, dtypes, strict=True)))
+    return Joined(
+        _usable(x, np.float32), _usable(observed, np.bool_), _usable(continuity, np.uint8), _usable(slots, np.int32)
+    )
 
 
 def _usable(column: NDArray[Any], dtype: type[np.generic]) -> NDArray[Any]:
-    if column.dtype == dtype and column.flags.c_contiguous and column.flags.writeable:
+    flags = column.flags
+    if column.dtype == dtype and flags.c_contiguous and flags.writeable:
         return column
     return np.require(column, dtype, ["C", "W"])
 
@@ -81,45 +83,49 @@ def hand_out(
     """
     if actual is None:
         actual = np.where(joined.observed, joined.x, np.float32(np.nan))
+    if len(batches) == 1:
+        return [_told(batches[0][0], found, actual, model_id, lag_ns)]
     out, at = [], 0
     for rows, _ in batches:
         part = slice(at, at + len(rows))
-        out.append(
-            Scores(
-                partition=rows.partition,
-                asset=rows.asset,
-                ts_ns=rows.ts_ns,
-                offset=rows.offset,
-                row=rows.row,
-                continuity=rows.continuity,
-                score=found.score[part],
-                by_channel=found.by_channel[part],
-                expected=found.expected[part],
-                actual=actual[part],
-                coverage=found.coverage[part],
-                status=found.status[part],
-                model_id=model_id,
-                lag_ns=lag_ns,
-            )
-        )
+        status, coverage, score, by_channel, expected = found
+        own = Found(status[part], coverage[part], score[part], by_channel[part], expected[part])
+        out.append(_told(rows, own, actual[part], model_id, lag_ns))
         at = part.stop
     return out
 
 
+def _told(rows: Rows, found: Found, actual: Float32, model_id: str, lag_ns: int) -> Scores:
+    return Scores(
+        partition=rows.partition,
+        asset=rows.asset,
+        ts_ns=rows.ts_ns,
+        offset=rows.offset,
+        row=rows.row,
+        continuity=rows.continuity,
+        score=found.score,
+        by_channel=found.by_channel,
+        expected=found.expected,
+        actual=actual,
+        coverage=found.coverage,
+        status=found.status,
+        model_id=model_id,
+        lag_ns=lag_ns,
+    )
+
+
 def nothing(n: int, channels: int) -> Found:
     """Return what is known of n rows before they are scored."""
-    return Found(
-        status=np.zeros(n, np.uint8),
-        coverage=np.zeros(n, np.float32),
-        score=np.full(n, np.nan, np.float32),
-        by_channel=np.zeros((n, channels), np.float32),
-        expected=np.full((n, channels), np.nan, np.float32),
-    )
+    score, expected = np.empty(n, np.float32), np.empty((n, channels), np.float32)
+    score.fill(np.nan)
+    expected.fill(np.nan)
+    by_channel = np.zeros((n, channels), np.float32)
+    return Found(np.zeros(n, np.uint8), np.zeros(n, np.float32), score, by_channel, expected)
 
 
 def by_group(group: Int32) -> Iterator[tuple[int, Int64]]:
     """Yield each group and its rows, in order. An asset has one group, so the order of its rows is kept."""
-    if len(group) and (group == group[0]).all():
+    if len(group) == 1 or (len(group) and (group == group[0]).all()):
         yield int(group[0]), np.arange(len(group))
         return
     order = np.argsort(group, kind="stable")

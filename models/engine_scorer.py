@@ -9,12 +9,13 @@ Legend: B windows of one batch, k windows of a chunk, w rows of the member's win
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
 from numba import njit
 
-from models.aggregation import aggregate
+from models.aggregation import aggregation
 from models.engine_buffers import Workspace, aligned
 from models.engine_members import Member, PcaMember, build_member
 from models.engine_rings import Chunk
@@ -25,7 +26,7 @@ from pipeline.values import Bool, Float32, Float64, Int32, Int64
 
 _SEED = 0  # of the windows that are tried; any will do
 _MOST_PADDING = 1.5  # batch size for each row in it
-_NONE = np.empty(0, np.int64)
+_KNOWN_CUTS = 4096  # numbers of rows whose batches are remembered
 
 
 class Scorer:
@@ -50,9 +51,11 @@ class Scorer:
         self._space, self._channels, self._rows = space, channels, spec.window
         self._readings, self._first = spec.window * channels, (bundle.window - spec.window) * channels
         self._all_seen = np.ones((1, 1), np.bool_)
-        self._whole, self._aggregate = spec.error == "window", spec.aggregate
+        self._whole = spec.error == "window"
+        self._counted = spec.window if self._whole else 1  # rows that residuals rest on
+        self._gaps_matter = self._whole or isinstance(self._member, PcaMember)
         self.signature = signature_of(bundle, group, index)
-        self._fitted = fitted_aggregation(bundle, group, index)
+        self._errors = aggregation(spec.aggregate, channels, fitted_aggregation(bundle, group, index))
         self._t_squared = None if statistic_of(spec) == "q" else TSquared(bundle, group, index, self._first)
         self.shapes = self._member.shapes
         self.expected, self.residual, self.weight = space.results(size, channels)
@@ -60,18 +63,18 @@ class Scorer:
     def score(self, chunk: Chunk, k: int) -> Float64:
         """Return the errors (k,) of the first k windows of a chunk."""
         windows = chunk.x[:, self._first : self._first + self._readings]
-        gaps_matter = self._whole or isinstance(self._member, PcaMember)
-        holed = np.flatnonzero(chunk.age[:k] < self._rows) if gaps_matter else _NONE
-        if len(holed) < k:  # the others' results are overwritten below
+        gaps = _weigh(chunk.observed, chunk.age, self._rows, self._counted, k, self.weight)
+        if gaps < k or not self._gaps_matter:  # the others' results are overwritten below
             for at, shape in cuts(k, self.shapes):
                 self._plain(windows[at : at + shape], at)
-        if len(holed):
+        if gaps and self._gaps_matter:
+            holed = np.flatnonzero(chunk.age[:k] < self._rows)
             self._score_holed(windows, chunk.observed[holed, self._first :], holed)
-        _weigh(chunk.observed, chunk.age, self._rows if self._whole else 1, k, self.weight)
-        errors = aggregate(self._aggregate, self.residual[:k], self.weight[:k], self._fitted)
+        residual, weight = self.residual[:k], self.weight[:k]
+        errors = self._errors(residual, weight)
         if self._t_squared is None:
             return errors
-        return self._t_squared.errors(chunk, k, errors, self.residual[:k], self.weight[:k])
+        return self._t_squared.errors(chunk, k, errors, residual, weight)
 
     @property
     def fell_back(self) -> bool:
@@ -149,19 +152,21 @@ def settle(groups: Sequence[Sequence[_Settles]]) -> tuple[str, ...]:
     return tuple(fallen)
 
 
-def cuts(rows: int, shapes: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yield (start, shape) of the fixed-shape batches that cover `rows` rows; the last may reach past them.
+@lru_cache(_KNOWN_CUTS)
+def cuts(rows: int, shapes: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """Return (start, shape) of the fixed-shape batches that cover `rows` rows; the last may reach past them.
 
     A batch that is not full does its work for nothing: rather two batches than one that is filled by less than 2/3.
     """
-    at = 0
+    found, at = [], 0
     while at < rows:
         left = rows - at
         fits = next((s for s in shapes if s >= left), shapes[-1])
         smaller = [s for s in shapes if s <= left]
         shape = fits if fits <= _MOST_PADDING * left or not smaller else smaller[-1]
-        yield at, shape
+        found.append((at, shape))
         at += shape
+    return tuple(found)
 
 
 def fallbacks(shapes: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
@@ -240,15 +245,23 @@ def _add_observed(back: Float32, x: Float32, observed: Bool, total: Float32, cou
 
 
 @njit(nogil=True, cache=True)
-def _weigh(observed: Bool, age: Int32, rows: int, k: int, weight: Float32) -> None:
-    """Count each channel's observed readings in the last `rows` rows of each window."""
+def _weigh(observed: Bool, age: Int32, rows: int, counted: int, k: int, weight: Float32) -> int:
+    """Count each channel's observed readings in the last `counted` rows of each window.
+
+    Returns
+    -------
+    How many of the k windows have gaps in their last `rows` rows.
+    """
     channels = weight.shape[1]
     readings = observed.shape[1]
+    gaps = 0
     for i in range(k):
-        if age[i] >= rows:
-            weight[i, :] = np.float32(rows)
+        gaps += age[i] < rows
+        if age[i] >= counted:
+            weight[i, :] = np.float32(counted)
             continue
         weight[i, :] = np.float32(0.0)
-        for at in range(readings - rows * channels, readings, channels):
+        for at in range(readings - counted * channels, readings, channels):
             for c in range(channels):
                 weight[i, c] += np.float32(observed[i, at + c])
+    return gaps
