@@ -26,6 +26,7 @@ MIN_OBSERVED = 0.5  # share of a window's readings below which nothing is said
 
 _FIRST_SLOTS = 16
 _CONTINUES = int(Continuity.CONTINUES)
+_ZERO = np.float32(0.0)
 _WARMING = np.uint8(Status.WARMING)
 _CALIBRATED = np.uint8(Status.CALIBRATED)
 _ABSTAINED = np.uint8(Status.ABSTAINED)
@@ -224,7 +225,7 @@ def put(s: int, x: Float32, observed: Bool, i: int, starts: bool, slots: _Slots,
     if head.whole < rows or not complete:
         gaps, left = _replace(slots.seen[s, here], there)
     if group >= 0:
-        scale_row(came, there, gaps, scaler.loc[group], scaler.scale[group], scaler.limit, slots.scaled[s, here])
+        scale_row(came, there, gaps, scaler.loc[group], scaler.scale[group], scaler.limit, _ZERO, slots.scaled[s, here])
     leaves = head.count == rows
     head.missing += gaps - left if leaves else gaps
     head.count += 0 if leaves else 1
@@ -246,23 +247,30 @@ def _replace(seen: Bool, there: Bool) -> tuple[int, int]:
 
 
 @row_part
-def scale_row(x: Float32, there: Bool, gaps: int, loc: Float32, scale: Float32, limit: float, out: Float32) -> None:
-    """Scale a row as `scale_scalar` does; nearly all readings are in its linear part, which is done for all at once."""
+def scale_row(
+    x: Float32, there: Bool, gaps: int, loc: Any, scale: Any, limit: float, missing: np.float32, out: Float32
+) -> None:
+    """Scale a row as `scale_scalar` does; nearly all readings are in its linear part, which is done for all at once.
+
+    `missing` is written where a reading is not `there`; `gaps` is how many are not.
+    """
     far = np.int64(0)
     for c in range(len(out)):
         z = (np.float64(x[c]) - np.float64(loc[c])) / np.float64(scale[c])
         far += abs(z) > limit
         out[c] = np.float32(z)
     if far or gaps:
-        _scale_others(x, there, loc, scale, limit, out)
+        _scale_others(x, there, loc, scale, limit, missing, out)
 
 
 @row_kernel
-def _scale_others(x: Float32, there: Bool, loc: Float32, scale: Float32, limit: float, out: Float32) -> None:
-    """Write again what is not linear: 0 where not observed, a logarithm beyond the soft clip."""
+def _scale_others(
+    x: Float32, there: Bool, loc: Any, scale: Any, limit: float, missing: np.float32, out: Float32
+) -> None:
+    """Write again what is not linear: `missing` where not observed, a logarithm beyond the soft clip."""
     for c in range(len(out)):
         if not there[c]:
-            out[c] = np.float32(0.0)
+            out[c] = missing
             continue
         z = (np.float64(x[c]) - np.float64(loc[c])) / np.float64(scale[c])
         if abs(z) > limit:

@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numba import njit
 
 from models import engine_rows
 from models.aggregation import aggregate
@@ -31,6 +30,7 @@ from models.stream_network import SHAPES, StreamNetwork
 from models.stream_rings import Found, Hops, StreamRings, Taken
 from pipeline.bundle import Bundle
 from pipeline.errors import BundleError
+from pipeline.kernels import row_kernel
 from pipeline.protocols import RawWindows
 from pipeline.values import Float32, Int32, Int64, Rows, Scores
 
@@ -117,7 +117,7 @@ class StreamEngine:
         StateError : a slot that is not allocated; nothing was taken.
         """
         joined, rows = self._taken(batches)
-        found = Found.nothing(*rows.x.shape)
+        found = Found.room(*rows.x.shape)
         self._revive(rows)
         self._advance(rows, found)
         return hand_out(batches, joined, engine_rows.Found(*found[:5]), self.model_id, found.actual, self._lag_ns)
@@ -162,7 +162,7 @@ class StreamEngine:
                 ts_ns=grid[real] * self._bundle.period_ns,
                 slots=np.repeat(slots[part], raw.count),
             )
-            self._advance(again, Found.nothing(*again.x.shape))
+            self._advance(again, Found.room(*again.x.shape))
 
     def _advance(self, rows: Taken, found: Found) -> None:
         """Take rows, group by group; run the hops that they end; write what is found out about each of them."""
@@ -187,7 +187,7 @@ class StreamEngine:
             self._errors.reshape(-1)[self._at[:m]] = errors
 
 
-@njit(nogil=True, cache=True)
+@row_kernel
 def _residuals(late: Float32, expected: Float32, given: int, residual: Float32, weight: Float32, at: Int64) -> int:
     """Write residuals and weights of the rows that hops reconstruct, those with nothing observed left out.
 
@@ -205,14 +205,20 @@ def _residuals(late: Float32, expected: Float32, given: int, residual: Float32, 
     m = 0
     for k in range(hops):
         for r in range(rows):
-            source, first = expected[(k * rows + r) // given], (r % given) * channels
-            any_seen = False
+            first = (r % given) * channels
+            source = expected[(k * rows + r) // given, first : first + channels]
+            came, off, counts = late[k, r], residual[m], weight[m]
+            missing = 0
             for c in range(channels):
-                seen = not np.isnan(late[k, r, c])
-                any_seen |= seen
-                residual[m, c] = late[k, r, c] - source[first + c] if seen else np.float32(0.0)
-                weight[m, c] = np.float32(seen)
-            if any_seen:
+                missing += came[c] != came[c]
+                off[c] = came[c] - source[c]
+            for c in range(channels):
+                counts[c] = np.float32(1.0)
+            if missing:
+                for c in range(channels):
+                    if came[c] != came[c]:
+                        off[c] = counts[c] = np.float32(0.0)
+            if missing < channels:
                 at[m] = k * rows + r
                 m += 1
     return m

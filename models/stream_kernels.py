@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from models.engine_rings import MIN_OBSERVED
-from models.scaling import soft_clip_scalar, unscale_scalar
+from models.engine_rings import MIN_OBSERVED, scale_row
+from models.scaling import unscale_scalar
+from pipeline.kernels import AHEAD, fetch, row_kernel, row_part
 from pipeline.values import Continuity, Float32, Float64, Int32, Int64, Status
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -18,7 +19,7 @@ _CALIBRATED = np.uint8(Status.CALIBRATED)
 _ABSTAINED = np.uint8(Status.ABSTAINED)
 
 
-@njit(nogil=True, cache=True)
+@row_part
 def _put(s: int, rows: Any, i: int, slots: Any) -> int:
     """Take row `i` into the raw ring of slot `s`; return its unobserved readings."""
     head, x, observed = slots.head[s], rows.x[i], rows.observed[i]
@@ -36,7 +37,7 @@ def _put(s: int, rows: Any, i: int, slots: Any) -> int:
     return len(x) - now
 
 
-@njit(nogil=True, cache=True)
+@row_kernel
 def store_rows(rows: Any, slots: Any) -> None:
     """Take rows as raw state, in order."""
     for i in range(len(rows.slots)):
@@ -66,7 +67,7 @@ def stale_slots(rows: Any, head: Any, period_ns: int) -> tuple[Int32, Int64]:
     return where[:k].copy(), follows[:k].copy()
 
 
-@njit(nogil=True, cache=True)
+@row_part
 def _start(s: int, slots: Any) -> None:
     """Empty slot `s`. What layers and averages keep of it is left to its first hop, which comes after older ones."""
     head = slots.head[s]
@@ -74,17 +75,19 @@ def _start(s: int, slots: Any) -> None:
     head.missing = 0
     head.scaled_at = 0
     head.fresh = 1
-    slots.scaled[:, s] = 0.0
+    for q in range(len(slots.scaled)):
+        _set(slots.scaled[q, s], 0.0)
 
 
-@njit(nogil=True, cache=True)
+@row_kernel
 def take_rows(rows: Any, order: Int64, slots: Any, scaler: Any, shape: Any, hops: Any, found: Any) -> tuple[int, int]:
     """Take rows in order until the hops are full, as `StreamRings.take` says; return (taken, hops)."""
     kept, channels = slots.raw.shape[0], slots.raw.shape[2]
     readings = kept * channels
-    z = np.empty(channels, np.float64)
     k = 0
     for j in range(len(order)):
+        if j + AHEAD < len(order):
+            _fetch_row(rows.slots[order[j + AHEAD]], slots, shape.lag)
         i = order[j]
         s = rows.slots[i]
         head = slots.head[s]
@@ -99,7 +102,7 @@ def take_rows(rows: Any, order: Int64, slots: Any, scaler: Any, shape: Any, hops
         found.status[i] = _WARMING
         if head.group < 0:
             continue
-        _scale_row(s, rows, i, gaps, slots, scaler, z)
+        _scale_row(s, rows, i, gaps, slots, scaler)
         if head.count == kept:
             found.status[i] = _ABSTAINED
             if readings - head.missing >= MIN_OBSERVED * readings and _recall(s, i, slots, shape.lag, found):
@@ -116,27 +119,29 @@ def take_rows(rows: Any, order: Int64, slots: Any, scaler: Any, shape: Any, hops
     return len(order), k
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
-def _scale_row(s: int, rows: Any, i: int, gaps: int, slots: Any, scaler: Any, z: Float64) -> None:
-    """Scale a row as `scale_scalar` does; nearly all readings are in its linear part, which is done for all at once."""
-    head, x, observed = slots.head[s], rows.x[i], rows.observed[i]
-    loc, scale, to = scaler.loc[head.group], scaler.scale[head.group], slots.scaled[head.scaled_at, s]
-    limit, far = scaler.limit, 0
-    for c in range(len(z)):
-        z[c] = (np.float64(x[c]) - loc[c]) / scale[c]
-    for c in range(len(z)):
-        far += abs(z[c]) > limit
-        to[c] = np.float32(z[c])
-    if far or gaps:
-        for c in range(len(z)):
-            if not observed[c]:
-                to[c] = np.nan
-            elif abs(z[c]) > limit:
-                to[c] = np.float32(soft_clip_scalar(z[c], limit))
+@row_part
+def _scale_row(s: int, rows: Any, i: int, gaps: int, slots: Any, scaler: Any) -> None:
+    """Take row `i` into the scaled ring of slot `s`."""
+    head, to = slots.head[s], slots.scaled[slots.head[s].scaled_at, s]
+    loc, scale = scaler.loc[head.group], scaler.scale[head.group]
+    scale_row(rows.x[i], rows.observed[i], gaps, loc, scale, scaler.limit, np.float32(np.nan), to)
     head.scaled_at = head.scaled_at + 1 if head.scaled_at + 1 < len(slots.scaled) else 0
 
 
-@njit(nogil=True, cache=True)
+@row_part
+def _fetch_row(s: int, slots: Any, lag: int) -> None:
+    """Ask for the memory that the next row of slot `s` is written to, and for what it recalls."""
+    head, (kept, size, channels) = slots.head[s], slots.raw.shape
+    scaled = len(slots.scaled)
+    for at in (head.at, (head.at + kept - 1 - lag) % kept):
+        place = (at * size + s) * channels
+        fetch(slots.raw.ctypes.data + 4 * place, 4 * channels)
+        fetch(slots.seen.ctypes.data + place, channels)
+    for at in (head.scaled_at, (head.scaled_at + scaled - 1 - lag) % scaled):
+        fetch(slots.scaled.ctypes.data + 4 * (at * size + s) * channels, 4 * channels)
+
+
+@row_part
 def _recall(s: int, i: int, slots: Any, lag: int, found: Any) -> bool:
     """Copy the row that is scored now, as it came and scaled; return whether anything of it was observed."""
     head = slots.head[s]
@@ -161,7 +166,7 @@ def _recall(s: int, i: int, slots: Any, lag: int, found: Any) -> bool:
     return count > 0
 
 
-@njit(nogil=True, cache=True)
+@row_part
 def _gather(s: int, k: int, slots: Any, shape: Any, hops: Any) -> None:
     """Write of hop `k` what the first layer multiplies, and the rows that will be held against what comes out."""
     ring, channels = slots.scaled.shape[0], slots.scaled.shape[2]
@@ -183,7 +188,7 @@ def _gather(s: int, k: int, slots: Any, shape: Any, hops: Any) -> None:
             at = at + 1 if at + 1 < ring else 0
 
 
-@njit(nogil=True, cache=True)
+@row_kernel
 def settle_rows(
     rows: Any,
     order: Int64,
@@ -199,6 +204,8 @@ def settle_rows(
     """Hand each hop's results to its asset and each frame its own of them, as `StreamRings.settle` says."""
     channels, hop = slots.raw.shape[2], shape.hop
     for j in range(len(order)):
+        if j + AHEAD < len(order):
+            _fetch_results(rows.slots[order[j + AHEAD]], found.ends[order[j + AHEAD]] >= 0, slots)
         i = order[j]
         s, k = rows.slots[i], found.ends[i]
         if k >= 0:
@@ -209,15 +216,33 @@ def settle_rows(
                 for c in range(channels):
                     to[c] = source[c]
             if hops.fresh[k]:
-                slots.errors[s] = np.nan
+                _set(slots.errors[s], np.nan)
             _average(slots.errors[s], errors[k], slots.score[s])
         if found.status[i] == _CALIBRATED:
             r = (rows.ts_ns[i] // shape.period_ns + 1) % hop
             found.score[i] = slots.score[s, r]
             _tell(i, slots.expected[s, r * channels : (r + 1) * channels], slots.head[s].group, scaler, found)
+        else:
+            _tell_nothing(i, found)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@row_part
+def _fetch_results(s: int, ends: bool, slots: Any) -> None:
+    """Ask for what slot `s` keeps of its last hop, and where one ends, for its errors."""
+    width = slots.expected.shape[1]
+    fetch(slots.expected.ctypes.data + 4 * s * width, 4 * width)
+    if ends:
+        errors = 8 * slots.errors.shape[1]
+        fetch(slots.errors.ctypes.data + s * errors, errors)
+
+
+@row_part
+def _set(to: Any, value: float) -> None:
+    for c in range(len(to)):
+        to[c] = value
+
+
+@row_part
 def _average(tail: Float64, new: Float64, score: Float32) -> None:
     """Take the errors of a hop's reconstructed rows into an asset's last ones; average W of them for each, anew.
 
@@ -242,7 +267,15 @@ def _average(tail: Float64, new: Float64, score: Float32) -> None:
         score[r] = np.float32(total / count) if count else np.float32(np.nan)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@row_part
+def _tell_nothing(i: int, found: Any) -> None:
+    found.score[i] = np.float32(np.nan)
+    _set(found.by_channel[i], 0.0)
+    _set(found.expected[i], np.nan)
+    _set(found.actual[i], np.nan)
+
+
+@row_part
 def _tell(i: int, expected: Float32, group: int, scaler: Any, found: Any) -> None:
     """Write what was expected of a scored row, in input units, and each channel's share of its squared residual."""
     share, actual, to = found.by_channel[i], found.actual[i], found.expected[i]

@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numba import njit
 
 from models.engine_buffers import Workspace
 from models.engine_products import Product
 from models.engine_scorer import cuts, fallbacks, keeps_bits
 from models.stream_layers import Layer
+from pipeline.kernels import row_kernel
 from pipeline.values import Bool, Float32, Int32, Int64
 
 SHAPES = (8, 16, 32, 64, 128, 256)  # hops of a batch; more would not stay in the cache
@@ -48,6 +48,7 @@ class StreamNetwork:
         self._runs = [space.rows(f"runs {i}", n, p.takes) for i, (n, p) in enumerate(rooms)]
         self._out = [space.rows(f"out {i}", n, p.gives) for i, (n, p) in enumerate(rooms)]
         self.runs: Float32 = self._runs[0]
+        self._tape = np.zeros(max((_tape_size(layer) for layer in layers[1:]), default=0), np.float32)
 
     @property
     def given(self) -> int:
@@ -85,7 +86,7 @@ class StreamNetwork:
                 channels = len(layer.weight) // layer.taps
                 size = (layer.taps, layer.stride, layer.taken, layer.products, channels)
                 rows = self._out[i - 1], before.given, before.relu
-                _join(slots, fresh, *rows, size, kept[i - 1], self._runs[i])
+                _join(slots, fresh, *rows, size, kept[i - 1], self._tape, self._runs[i])
             for at, shape in cuts(k, self.shapes):
                 self._multiply(i, slice(at * layer.products, (at + shape) * layer.products))
         return self._out[-1]
@@ -112,7 +113,12 @@ class StreamNetwork:
         return self._products[i].run(self._runs[i][rows], self._out[i][rows])
 
 
-@njit(nogil=True, cache=True)
+def _tape_size(layer: Layer) -> int:
+    """Return how many values a layer keeps and takes in a step."""
+    return (layer.kept + layer.taken) * (len(layer.weight) // layer.taps)
+
+
+@row_kernel
 def _join(
     slots: Int32,
     fresh: Bool,
@@ -121,19 +127,23 @@ def _join(
     relu: bool,
     size: tuple[int, int, int, int, int],
     kept: Float32,
+    tape: Float32,
     runs: Float32,
 ) -> None:
-    """Join what the last layer gave of each hop to what is kept of its asset; write the runs that this layer takes."""
+    """Join what the last layer gave of each hop to what is kept of its asset; write the runs that this layer takes.
+
+    `tape` is where they are joined.
+    """
     taps, stride, taken, products, channels = size
     width = kept.shape[1]
-    tape = np.empty(width + taken * channels, np.float32)
     least = np.float32(0.0) if relu else np.float32(-np.inf)
     for k in range(len(slots)):
         mine = kept[slots[k]]
         for c in range(width):
             tape[c] = mine[c]
         if fresh[k]:
-            tape[:width] = np.float32(0.0)
+            for c in range(width):
+                tape[c] = np.float32(0.0)
         for r in range(taken):
             first, to = (r % given) * channels, tape[width + r * channels : width + (r + 1) * channels]
             source = out[(k * taken + r) // given, first : first + channels]

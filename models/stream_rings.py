@@ -48,7 +48,7 @@ class Taken(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What is found out about each of n rows; NaN and 0 until then."""
+    """What is found out about each of n rows: NaN, and 0 for `by_channel`, where there is no score."""
 
     status: UInt8  # (n,)
     coverage: Float32  # (n,)
@@ -59,17 +59,17 @@ class Found(NamedTuple):
     ends: Int32  # (n,), the hop of the chunk that the row ends; -1: none
 
     @staticmethod
-    def nothing(n: int, channels: int) -> Found:
-        """Return nothing about n rows."""
+    def room(n: int, channels: int) -> Found:
+        """Return where it goes, with anything in it: `take` and `settle` between them write all of every row."""
         wide = (n, channels)
         return Found(
-            status=np.zeros(n, np.uint8),
-            coverage=np.zeros(n, np.float32),
-            score=np.full(n, np.nan, np.float32),
-            by_channel=np.zeros(wide, np.float32),
-            expected=np.full(wide, np.nan, np.float32),
-            actual=np.full(wide, np.nan, np.float32),
-            ends=np.full(n, -1, np.int32),
+            status=np.empty(n, np.uint8),
+            coverage=np.empty(n, np.float32),
+            score=np.empty(n, np.float32),
+            by_channel=np.empty(wide, np.float32),
+            expected=np.empty(wide, np.float32),
+            actual=np.empty(wide, np.float32),
+            ends=np.empty(n, np.int32),
         )
 
 

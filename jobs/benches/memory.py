@@ -24,8 +24,7 @@ _GROWING = 4  # of an axis that grows on demand, as `AssetTable` begins
 def assets(trial: Trial) -> Result:
     """100,000 assets of 32 channels and windows of 64 rows, every window full: resident bytes to stated bytes.
 
-    Stated: a row of every column of the asset table; raw readings, their mask and the double ring of scaled ones in the
-    engine. What is measured includes names, room to grow (arrays double) and the allocator.
+    Stated: a row of every column of the asset table; raw readings, their mask and the scaled ones in the engine. What is measured includes names, room to grow (arrays double) and the allocator.
     """
     context = multiprocessing.get_context("spawn")
     stated = stated_bytes()
@@ -52,7 +51,7 @@ def stated_bytes(window: int = fleet.WINDOW) -> float:
     spec = fleet.chain_spec()
     columns = {**front_columns(spec), **smoother_columns(spec.smoother), **alert_columns(fleet.CHANNELS)}
     readings = window * fleet.CHANNELS
-    return float(sum(map(_column_bytes, columns.values())) + readings * (4 + 1 + 2 * 4))
+    return float(sum(map(_column_bytes, columns.values())) + readings * (4 + 1 + 4))
 
 
 def _column_bytes(column: Column) -> int:
