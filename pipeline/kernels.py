@@ -23,6 +23,20 @@ row_part = njit(nogil=True, cache=True, error_model="numpy", _nrt=False, forcein
 
 
 @row_part
+def copy_values(to: Any, values: Any) -> None:
+    """Copy values to an array of the same length."""
+    for c in range(len(to)):
+        to[c] = values[c]
+
+
+@row_part
+def set_all(to: Any, value: Any) -> None:
+    """Set every value of an array."""
+    for c in range(len(to)):
+        to[c] = value
+
+
+@row_part
 def fetch(start: int, size: int) -> None:
     """Ask for the lines of `size` bytes from address `start` on (an array's `ctypes.data`, and what is added to it).
 
