@@ -141,7 +141,9 @@ class AssetTable:
         spec = self._columns[name]
         shape = (self._width[name], *spec.shape[1:]) if name in self._width else spec.shape
         column = _aligned((capacity, *shape), np.dtype(spec.dtype))
-        column[...] = np.array(spec.fill, spec.dtype)
+        fill = np.zeros((), spec.dtype)
+        fill[()] = spec.fill
+        column[...] = fill
         return column
 
     def _grow(self, capacity: int) -> None:
@@ -157,8 +159,12 @@ class AssetTable:
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return an uninitialised array that begins with a line of memory: what an asset keeps lies in as few as can be."""
+    """Return zeros that begin with a line of memory, so that what an asset keeps lies in as few lines as can be.
+
+    Zeros, because what lies between the fields of a structured dtype is packed as well, and equal states are to have
+    equal bytes.
+    """
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    room = np.empty(size + _LINE, np.uint8)
+    room = np.zeros(size + _LINE, np.uint8)
     start = -room.ctypes.data % _LINE
     return room[start : start + size].view(dtype).reshape(shape)
