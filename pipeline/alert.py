@@ -15,27 +15,25 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
+from pipeline.kernels import copy_values, row_kernel, row_part, set_all
 from pipeline.state import AssetTable, Column
 from pipeline.values import (
     NS_PER_S,
     Alert,
     Continuity,
     Float32,
-    Int32,
-    Int64,
     Position,
     Quality,
     Rows,
     TopChannel,
     UInt8,
-    UInt32,
     Verdicts,
 )
 
@@ -50,6 +48,9 @@ QUALITY_KINDS: Mapping[str, Quality] = {
     "non_finite": Quality.NON_FINITE,
 }
 KINDS: tuple[str, ...] = (ANOMALY, *QUALITY_KINDS)
+
+_COLUMNS = tuple(f"alert.{c}" for c in ("machine", "share", "expected", "actual", "last_ns", "resting"))
+_CODES = np.array([*QUALITY_KINDS.values()], np.uint8)
 
 _IDLE, _PENDING, _OPEN = 0, 1, 2
 _STATES = ("", "open", "updated", "resolved")
@@ -130,6 +131,7 @@ def alert_columns(channels: int) -> dict[str, Column]:
         "alert.expected": Column(np.float32, (channels,), np.nan),  # at the peak of the anomaly
         "alert.actual": Column(np.float32, (channels,), np.nan),
         "alert.last_ns": Column(np.int64, (), _NEVER),
+        "alert.resting": Column(np.uint8),  # bit k: of kind k nothing is kept that a frame without a breach changes
     }
 
 
@@ -154,16 +156,15 @@ def decide(rows: Rows, verdicts: Verdicts, topic: str, table: AssetTable, spec: 
     topic : of the log they came from, for the evidence.
     """
     events = _events(len(spec.channels))
-    cycles, levels = _cycles(spec)
-    codes = np.array([*QUALITY_KINDS.values()], np.uint8)
+    cycles, levels = _cycles(spec.anomaly, spec.quality)
     scores = verdicts.scores
-    state = tuple(table[name] for name in alert_columns(len(spec.channels)))
-    seen = (rows.asset, rows.ts_ns, rows.continuity, rows.quality, _quality_hits(rows.quality))
+    state = tuple(table[name] for name in _COLUMNS)
+    seen = (rows.asset, rows.ts_ns, rows.continuity, rows.quality)
     judged = (verdicts.ratio, verdicts.own_ratio, scores.by_channel, scores.expected, scores.actual)
     alerts: list[Alert] = []
     at, total = 0, len(rows) * len(KINDS)
     while at < total:
-        at, count = _step(at, *seen, *judged, codes, cycles, levels, *state, *events)
+        at, count = _step(at, seen, judged, _CODES, cycles, levels, state, events)
         alerts += [_alert(e, events, rows, verdicts, topic, table, spec) for e in range(count)]
     return alerts
 
@@ -228,9 +229,10 @@ def _known(value: np.float32) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _cycles(spec: AlertSpec) -> tuple[NDArray[np.void], Float32]:
+@lru_cache(maxsize=64)
+def _cycles(anomaly: LifeCycleSpec, quality: LifeCycleSpec) -> tuple[NDArray[np.void], Float32]:
     """Return the kinds' rules as records (kinds,), and their severity levels (kinds, most), padded with inf."""
-    kinds = [spec.anomaly, *[spec.quality] * len(QUALITY_KINDS)]
+    kinds = [anomaly, *[quality] * len(QUALITY_KINDS)]
     cycles = np.zeros(len(kinds), _CYCLE)
     levels = np.full((len(kinds), max(len(c.severities) for c in kinds)), np.inf, np.float32)
     for i, c in enumerate(kinds):
@@ -259,20 +261,24 @@ class _Events(NamedTuple):
 
 def _events(channels: int) -> _Events:
     share, expected, actual = (np.empty((_EVENTS_PER_CALL, channels), np.float32) for _ in range(3))
-    return _Events(np.zeros(_EVENTS_PER_CALL, _EVENT), share, expected, actual)
+    return _Events(np.empty(_EVENTS_PER_CALL, _EVENT), share, expected, actual)
 
 
-@njit(nogil=True, cache=True)
-def _quality_hits(quality: UInt8) -> UInt32:
-    """Return (n,) the set of quality codes that occur in each row, as bits."""
-    out = np.zeros(len(quality), np.uint32)
-    for i in range(len(quality)):
-        for c in range(quality.shape[1]):
-            out[i] |= np.uint32(1) << np.uint32(quality[i, c])
-    return out
+@row_part
+def _quality_hits(quality: UInt8) -> np.uint32:
+    """Return the set of quality codes that occur in a row, as bits. In nearly all rows it is OK alone."""
+    others = np.uint8(0)
+    for c in range(len(quality)):
+        others |= quality[c]
+    hit = np.uint32(1)
+    if others:
+        hit = np.uint32(0)
+        for c in range(len(quality)):
+            hit |= np.uint32(1) << np.uint32(quality[c])
+    return hit
 
 
-@njit(nogil=True, cache=True)
+@row_kernel
 def _affected_ratio(quality: UInt8, hit: np.uint32, code: np.uint8) -> np.float32:
     """Return 1 + the share of channels that carry `code`, 0 if none does, NaN for a gap row: it says nothing."""
     if hit >> np.uint32(_GAP) & np.uint32(1):
@@ -285,7 +291,7 @@ def _affected_ratio(quality: UInt8, hit: np.uint32, code: np.uint8) -> np.float3
     return np.float32(1) + np.float32(affected) / np.float32(len(quality))
 
 
-@njit(nogil=True, cache=True)
+@row_kernel
 def _recent_hits(m: Any, cycle: Any) -> int:
     bits, count = np.uint32(m.hits & cycle.recent), 0
     while bits:
@@ -294,7 +300,7 @@ def _recent_hits(m: Any, cycle: Any) -> int:
     return count
 
 
-@njit(nogil=True, cache=True)
+@row_kernel
 def _note_own(m: Any, own: np.float32, ts: int, cycle: Any) -> None:
     """Remember whether the frame is over the threshold by itself, and when that began."""
     over = own > cycle.open_at
@@ -305,7 +311,7 @@ def _note_own(m: Any, own: np.float32, ts: int, cycle: Any) -> None:
         m.onset = _NEVER
 
 
-@njit(nogil=True, cache=True)
+@row_kernel
 def _may_open(m: Any, ratio: np.float32, ts: int, cycle: Any) -> bool:
     """Step an alert that is not open; return whether it opens on this frame."""
     if ratio <= cycle.open_at:
@@ -318,7 +324,7 @@ def _may_open(m: Any, ratio: np.float32, ts: int, cycle: Any) -> bool:
     return bool(held and cool and _recent_hits(m, cycle) >= cycle.frames)
 
 
-@njit(nogil=True, cache=True)
+@row_kernel
 def _follow(m: Any, ratio: np.float32, ts: int, cycle: Any, severity: int) -> tuple[int, int]:
     """Step an open alert; return (what to publish, why)."""
     if ratio < cycle.close_at:
@@ -335,7 +341,7 @@ def _follow(m: Any, ratio: np.float32, ts: int, cycle: Any, severity: int) -> tu
     return 0, 0
 
 
-@njit(nogil=True, cache=True)
+@row_kernel
 def _severity(levels: Float32, peak: np.float32) -> int:
     level = 0
     while level + 1 < len(levels) and peak >= levels[level + 1]:
@@ -343,12 +349,12 @@ def _severity(levels: Float32, peak: np.float32) -> int:
     return level
 
 
-@njit(nogil=True, cache=True)
+@row_kernel
 def _close(m: Any, ts: int) -> None:
     m.state, m.hits, m.onset, m.pending, m.resolved = _IDLE, 0, _NEVER, _NEVER, ts
 
 
-@njit(nogil=True, cache=True)
+@row_kernel
 def _put(event: Any, i: int, k: int, m: Any, published: int, reason: int, ts: int, end: int, ratio: np.float32) -> None:
     event.row, event.kind, event.state, event.reason, event.level = i, k, published, reason, m.level
     event.seq, event.ts, event.opened, event.start, event.end = m.seq, ts, m.opened, m.pending, end
@@ -356,64 +362,112 @@ def _put(event: Any, i: int, k: int, m: Any, published: int, reason: int, ts: in
     event.ratio, event.peak = ratio, m.peak
 
 
-@njit(nogil=True, cache=True)
-def _step(  # noqa: C901 - one pass over the rows; the rules themselves are the functions above
-    at: int, asset: Int32, ts_ns: Int64, continuity: UInt8, quality: UInt8, hit: UInt32,
-    ratio: Float32, own_ratio: Float32, by_channel: Float32, expected: Float32, actual: Float32,
-    codes: UInt8, cycles: Any, levels: Float32,
-    machine: Any, share: Float32, peak_expected: Float32, peak_actual: Float32, last_ns: Int64,
-    events: Any, ev_share: Float32, ev_expected: Float32, ev_actual: Float32,
-) -> tuple[int, int]:  # fmt: skip
-    """Step from `at` (row * kinds + kind) until the rows or the event buffer end; return (position, events)."""
-    kinds, channels, count = len(cycles), quality.shape[1], 0
-    while at < len(asset) * kinds and count + 2 <= len(events):
-        i, k = at // kinds, at % kinds
-        a, ts = asset[i], ts_ns[i]
-        m, cycle = machine[a, k], cycles[k]
-        at += 1
+@row_kernel
+def _put_channels(events: Any, to: int, share: Float32, expected: Float32, actual: Float32) -> None:
+    _, ev_share, ev_expected, ev_actual = events
+    copy_values(ev_share[to], share)
+    copy_values(ev_expected[to], expected)
+    copy_values(ev_actual[to], actual)
+
+
+@row_part
+def _wakes(ratio: np.float32, own: np.float32, hit: np.uint32, codes: UInt8, open_at: np.float32) -> int:
+    """Return the kinds, as bits, that this frame may be a breach of."""
+    wakes = int(ratio > open_at or own > open_at)
+    if hit != np.uint32(1):
+        for k in range(len(codes)):
+            wakes |= int(hit >> np.uint32(codes[k]) & np.uint32(1)) << (k + 1)
+    return wakes
+
+
+@row_kernel
+def _step(
+    at: int, rows: Any, judged: Any, codes: UInt8, cycles: Any, levels: Float32, state: Any, events: Any
+) -> tuple[int, int]:
+    """Step from `at` (row * kinds + kind) until the rows or the event buffer end; return (position, events).
+
+    What a frame leaves as it is is not looked at: of nearly every asset that is all that is kept of any kind.
+    """
+    asset, ts_ns, continuity, quality = rows
+    last_ns, resting = state[4], state[5]
+    kinds, count = len(cycles), 0
+    first = at % kinds
+    for i in range(at // kinds, len(asset)):
+        a = asset[i]
+        hit = _quality_hits(quality[i])
+        awake = ~np.int64(resting[a]) | _wakes(judged[0][i], judged[1][i], hit, codes, cycles[0].open_at)
         if continuity[i] == _FRESH:
-            if m.state == _OPEN:  # the asset starts afresh: what was open ends where it was last seen
-                end = last_ns[a] if m.clear == _NEVER else m.clear
-                _put(events[count], i, k, m, _RESOLVED, _RETIRED, last_ns[a], end, np.float32(0))
-                ev_share[count], ev_expected[count], ev_actual[count] = share[a, k], peak_expected[a], peak_actual[a]
-                count += 1
-            _close(m, _NEVER)
+            awake = np.int64(-1)
+        if awake & ((1 << kinds) - 1):
+            for k in range(first, kinds):
+                if not awake >> k & 1:
+                    continue
+                if count + 2 > len(events[0]):
+                    return i * kinds + k, count
+                count = _step_kind(i, k, rows, judged, hit, codes, cycles, levels, state, events, count)
+        first = 0
+        last_ns[a] = ts_ns[i]
+    return len(asset) * kinds, count
+
+
+@row_kernel
+def _step_kind(  # noqa: C901 - one pass; the rules themselves are the functions above
+    i: int, k: int, rows: Any, judged: Any, hit: np.uint32, codes: UInt8, cycles: Any, levels: Float32,
+    state: Any, events: Any, count: int,
+) -> int:  # fmt: skip
+    """Step one kind of row i's asset; return how many events there are now, up to two more."""
+    asset, ts_ns, continuity, quality = rows
+    ratio, own_ratio, by_channel, expected, actual = judged
+    machine, share, peak_expected, peak_actual, last_ns, resting = state
+    event = events[0]
+    a, ts = asset[i], ts_ns[i]
+    m, cycle = machine[a, k], cycles[k]
+    if continuity[i] == _FRESH:
+        if m.state == _OPEN:  # the asset starts afresh: what was open ends where it was last seen
+            end = last_ns[a] if m.clear == _NEVER else m.clear
+            _put(event[count], i, k, m, _RESOLVED, _RETIRED, last_ns[a], end, np.float32(0))
+            _put_channels(events, count, share[a, k], peak_expected[a], peak_actual[a])
+            count += 1
+        _close(m, _NEVER)
+    if k == 0:
+        r, own = ratio[i], own_ratio[i]
+    else:
+        r = _affected_ratio(quality[i], hit, codes[k - 1])
+        own = r
+    if np.isnan(r):
+        return count
+    _note_own(m, own, ts, cycle)
+    published, reason = 0, 0
+    was = m.state
+    if was != _OPEN and _may_open(m, r, ts, cycle):
+        m.state, m.opened, m.clear, m.seq = _OPEN, ts, _NEVER, 0
+        published, reason = _OPENED, _OVER
+    if was == _IDLE:
+        set_all(share[a, k], np.float32(0))
+    if r > cycle.open_at:
+        for c in range(quality.shape[1]):
+            part = by_channel[i, c] if k == 0 else np.float32(quality[i, c] == codes[k - 1])
+            share[a, k, c] += part * r
+    if m.state != _IDLE and r > m.peak:
+        m.peak = r
         if k == 0:
-            r, own = ratio[i], own_ratio[i]
-        else:
-            r = _affected_ratio(quality[i], hit[i], codes[k - 1])
-            own = r
-        if not np.isnan(r):
-            _note_own(m, own, ts, cycle)
-            published, reason = 0, 0
-            was = m.state
-            if was != _OPEN and _may_open(m, r, ts, cycle):
-                m.state, m.opened, m.clear, m.seq = _OPEN, ts, _NEVER, 0
-                published, reason = _OPENED, _OVER
-            if was == _IDLE:
-                share[a, k] = 0
-            if r > cycle.open_at:
-                for c in range(channels):
-                    part = by_channel[i, c] if k == 0 else np.float32(quality[i, c] == codes[k - 1])
-                    share[a, k, c] += part * r
-            if m.state != _IDLE and r > m.peak:
-                m.peak = r
-                if k == 0:
-                    peak_expected[a], peak_actual[a] = expected[i], actual[i]
-            if m.state == _OPEN:
-                severity = _severity(levels[k], m.peak)
-                if published == 0:
-                    published, reason = _follow(m, r, ts, cycle, severity)
-                m.level = severity
-            if published:
-                end = m.clear if published == _RESOLVED else _NEVER
-                _put(events[count], i, k, m, published, reason, ts, end, r)
-                ev_share[count], ev_expected[count], ev_actual[count] = share[a, k], peak_expected[a], peak_actual[a]
-                count += 1
-                m.seq += 1
-                m.published = ts
-                if published == _RESOLVED:
-                    _close(m, ts)
-        if k == kinds - 1:
-            last_ns[a] = ts
-    return at, count
+            copy_values(peak_expected[a], expected[i])
+            copy_values(peak_actual[a], actual[i])
+    if m.state == _OPEN:
+        severity = _severity(levels[k], m.peak)
+        if published == 0:
+            published, reason = _follow(m, r, ts, cycle, severity)
+        m.level = severity
+    if published:
+        end = m.clear if published == _RESOLVED else _NEVER
+        _put(event[count], i, k, m, published, reason, ts, end, r)
+        _put_channels(events, count, share[a, k], peak_expected[a], peak_actual[a])
+        count += 1
+        m.seq += 1
+        m.published = ts
+        if published == _RESOLVED:
+            _close(m, ts)
+    rests = was == _IDLE and m.state == _IDLE and m.hits == 0 and m.onset == _NEVER  # so its share is 0, too
+    bit = np.uint8(1 << k)
+    resting[a] = resting[a] | bit if rests else resting[a] & ~bit
+    return count

@@ -14,13 +14,14 @@ Times must lie within 2^62 ns of 1970 (1823 to 2116), so that no sum overflows; 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, ShapeError
+from pipeline.kernels import AHEAD, copy_values, fetch, first_outside, row_kernel, row_part, set_all
 from pipeline.state import AssetTable, Column
 from pipeline.values import NS_PER_S, Bool, Continuity, Int32, Int64, Quality, Rows
 
@@ -130,14 +131,11 @@ def align(rows: Rows, table: AssetTable, spec: AlignSpec) -> Aligned:
     """
     _check(rows, table)
     n = len(rows)
-    grid = spec.mode == "grid"
-    nearest = spec.rounding == "nearest"
-    span = ((spec.period_ns + 1) // 2 if nearest else spec.period_ns) if grid else 0  # from a frame's time to its end
-    times = (spec.period_ns if grid else 0, nearest, span, spec.lateness_ns, spec.max_gap_ns, spec.retire_after_ns)
+    times = _times(spec)
     taken = (rows.asset, rows.ts_ns, rows.x, rows.observed, rows.quality, rows.offset, rows.row)
     clock = tuple(table[name] for name in _CLOCK)
     late = np.zeros(n, np.bool_)
-    tally = np.zeros(3, np.int64)
+    tally = np.zeros(4, np.int64)
     parts = []
     at, entered, room, stop = 0, False, n + 16, _OUTPUT_FULL
     while stop != _DONE:
@@ -150,10 +148,10 @@ def align(rows: Rows, table: AssetTable, spec: AlignSpec) -> Aligned:
                 table.widen(name)
         room *= 2
     released = parts[0] if len(parts) == 1 else [np.concatenate(columns) for columns in zip(*parts, strict=True)]
-    late_rows = rows.take(late) if late.any() else Rows.empty(rows.partition, rows.channels)
-    merged, duplicate, bridged = tally.tolist()
+    merged, duplicate, bridged, too_late = tally.tolist()
+    late_rows = rows.take(late) if too_late else _no_rows(rows.partition, rows.channels)
     counts = {
-        "late": len(late_rows),
+        "late": too_late,
         "merged": merged,
         "duplicate": duplicate,
         "frames": len(released[0]),
@@ -162,11 +160,22 @@ def align(rows: Rows, table: AssetTable, spec: AlignSpec) -> Aligned:
     return Aligned(Rows(rows.partition, *released), late_rows, counts)
 
 
+@lru_cache(maxsize=64)
+def _times(spec: AlignSpec) -> tuple[int, bool, int, int, int, int]:
+    """Return what the kernel needs to know of a spec; a period of 0 stands for rows as they come."""
+    grid, nearest = spec.mode == "grid", spec.rounding == "nearest"
+    span = ((spec.period_ns + 1) // 2 if nearest else spec.period_ns) if grid else 0  # from a frame's time to its end
+    return spec.period_ns if grid else 0, nearest, span, spec.lateness_ns, spec.max_gap_ns, spec.retire_after_ns
+
+
+_no_rows = lru_cache(maxsize=64)(Rows.empty)
+
+
 def _check(rows: Rows, table: AssetTable) -> None:
     channels = table["align_x"].shape[2]
     if rows.channels != channels:
         raise ShapeError(f"rows have {rows.channels} channels, the table was made for {channels}")
-    if len(rows) and not 0 <= rows.asset.min() <= rows.asset.max() < len(table):
+    if first_outside(rows.asset, len(table)) < len(rows):
         raise ShapeError(f"asset codes must be 0 to {len(table) - 1}, found {rows.asset.min()} to {rows.asset.max()}")
 
 
@@ -184,7 +193,7 @@ def _room_for(n: int, channels: int) -> tuple[NDArray[Any], ...]:
     )
 
 
-@njit(nogil=True, cache=True)
+@row_kernel
 def _take(
     rows: Any,
     at: int,
@@ -204,13 +213,24 @@ def _take(
     max_ts, held = clock[0], clock[2]
     key = pending[0]
     period, nearest, span, lateness, max_gap, retire_after = times
+    at_once = period == 0 and lateness == 0  # a row is due when it comes
     written = 0
     while at < len(ts):
+        if at + AHEAD < len(ts):
+            _fetch_clock(asset[at + AHEAD], clock, pending, at_once)
+        if not at_once and at + AHEAD // 2 < len(ts):
+            _fetch_pending(asset[at + AHEAD // 2], held, pending)
         a = asset[at]
         if not entered:
             frame = _frame_time(ts[at], period, nearest)
             if max_ts[a] != _NO_TIME and frame + span <= max_ts[a] - lateness:
                 late[at] = True
+                tally[3] += 1
+                at += 1
+                continue
+            if at_once and held[a] == 0 and written < len(out[0]):
+                _pass_on(rows, at, clock, out, written, max_gap, retire_after)
+                written += 1
                 at += 1
                 continue
             what = _enter(rows, at, frame, held, pending)
@@ -230,7 +250,72 @@ def _take(
     return at, False, written, _DONE
 
 
-@njit(nogil=True, cache=True, forceinline=True)
+@row_part
+def _fetch_clock(a: int, clock: Any, pending: Any, at_once: bool) -> None:
+    """Ask for the times of an asset and, unless its rows pass at once, for where its pending rows lie."""
+    max_ts, released, held = clock
+    fetch(max_ts.ctypes.data + 8 * a, 8)
+    fetch(released.ctypes.data + 8 * a, 8)
+    fetch(held.ctypes.data + 4 * a, 4)
+    if not at_once:
+        key, slot = pending[0], pending[1]
+        width = key.shape[1]
+        fetch(key.ctypes.data + 8 * a * width, 8 * width)
+        fetch(slot.ctypes.data + 4 * a * width, 4 * width)
+
+
+@row_part
+def _fetch_pending(a: int, held: Int32, pending: Any) -> None:
+    """Ask for the pending row that is most likely released next, and for the place that a new one is put in."""
+    key, slot = pending[0], pending[1]
+    width, n = key.shape[1], held[a]
+    if n > 0:
+        _fetch_place(a * width + slot[a, 0], pending)
+    if n < width:
+        place = a * width + (slot[a, n] if slot[a, n] >= 0 else n)
+        channels = pending[2].shape[2]
+        _fetch_place(place, pending)
+        fetch(pending[2].ctypes.data + 8 * channels * place, 8 * channels)
+
+
+@row_part
+def _fetch_place(place: int, pending: Any) -> None:
+    _, _, _, p_x, p_observed, p_quality, p_offset, p_row = pending
+    channels = p_x.shape[2]
+    fetch(p_x.ctypes.data + 4 * channels * place, 4 * channels)
+    fetch(p_observed.ctypes.data + channels * place, channels)
+    fetch(p_quality.ctypes.data + channels * place, channels)
+    fetch(p_offset.ctypes.data + 8 * place, 8)
+    fetch(p_row.ctypes.data + 4 * place, 4)
+
+
+@row_part
+def _pass_on(rows: Any, i: int, clock: Any, out: Any, to: int, max_gap: int, retire_after: int) -> None:
+    """Write row i to `out` as if it had been pending: it is due, and nothing else of its asset is pending."""
+    asset, ts, x, observed, quality, offset, row = rows
+    max_ts, released, _ = clock
+    o_asset, o_ts, o_x, o_observed, o_quality, o_offset, o_row, o_continuity = out
+    a = asset[i]
+    _add_zero(o_x[to], x[i])
+    copy_values(o_observed[to], observed[i])
+    copy_values(o_quality[to], quality[i])
+    o_asset[to] = a
+    o_ts[to] = ts[i]
+    o_offset[to] = offset[i]
+    o_row[to] = row[i]
+    o_continuity[to] = _continuity(ts[i], released[a], max_gap, retire_after)
+    max_ts[a] = released[a] = ts[i]
+
+
+@row_part
+def _continuity(frame: int, last: int, max_gap: int, retire_after: int) -> int:
+    """Return what a frame is to the one that was released last."""
+    if last == _NO_TIME or frame - last > retire_after:
+        return _FRESH
+    return _NEW_WINDOW if frame - last > max_gap else _CONTINUES
+
+
+@row_part
 def _frame_time(ts: int, period: int, nearest: bool) -> int:
     """Return the time of the frame that takes in `ts`; // rounds down, for times before 1970 too."""
     if period == 0:
@@ -241,7 +326,7 @@ def _frame_time(ts: int, period: int, nearest: bool) -> int:
     return k * period
 
 
-@njit(nogil=True, cache=True, forceinline=True)
+@row_part
 def _enter(rows: Any, i: int, frame: int, held: Int32, pending: Any) -> int:
     """Put row i into its asset's pending frame, a new one if there is none; return what became of it."""
     key, slot = pending[0], pending[1]
@@ -265,38 +350,26 @@ def _enter(rows: Any, i: int, frame: int, held: Int32, pending: Any) -> int:
     return _ADDED
 
 
-@njit(nogil=True, cache=True, forceinline=True)
+@row_part
 def _fill(rows: Any, i: int, place: int, pending: Any) -> None:
     asset, ts, x, observed, quality, offset, row = rows
     _, _, p_ts, p_x, p_observed, p_quality, p_offset, p_row = pending
     a = asset[i]
-    _set(p_ts[a, place], ts[i])
+    set_all(p_ts[a, place], ts[i])
     _add_zero(p_x[a, place], x[i])
-    _copy(p_observed[a, place], observed[i])
-    _copy(p_quality[a, place], quality[i])
+    copy_values(p_observed[a, place], observed[i])
+    copy_values(p_quality[a, place], quality[i])
     p_offset[a, place] = offset[i]
     p_row[a, place] = row[i]
 
 
-@njit(nogil=True, cache=True, forceinline=True)
-def _set(to: Any, value: Any) -> None:
-    for c in range(len(to)):
-        to[c] = value
-
-
-@njit(nogil=True, cache=True, forceinline=True)
-def _copy(to: Any, values: Any) -> None:
-    for c in range(len(to)):
-        to[c] = values[c]
-
-
-@njit(nogil=True, cache=True, forceinline=True)
+@row_part
 def _add_zero(to: Any, values: Any) -> None:
     for c in range(len(to)):
         to[c] = values[c] + np.float32(0.0)
 
 
-@njit(nogil=True, cache=True, forceinline=True)
+@row_part
 def _merge(rows: Any, i: int, place: int, pending: Any) -> bool:
     """Merge row i into a pending frame, channel by channel; return True if it was a duplicate."""
     asset, ts, x, observed, quality, offset, row = rows
@@ -329,7 +402,7 @@ def _merge(rows: Any, i: int, place: int, pending: Any) -> bool:
     return 0 < readings == repeated
 
 
-@njit(nogil=True, cache=True, forceinline=True)
+@row_part
 def _release(a: int, clock: Any, pending: Any, out: Any, to: int, period: int, max_gap: int, retire_after: int) -> bool:
     """Write one row to `out`: the asset's first pending frame, or (True) a GAP row for a slot missing before it."""
     _, released, held = clock
@@ -337,23 +410,18 @@ def _release(a: int, clock: Any, pending: Any, out: Any, to: int, period: int, m
     o_asset, o_ts, o_x, o_observed, o_quality, o_offset, o_row, o_continuity = out
     frame, last = key[a, 0], released[a]
     place = slot[a, 0]
-    continuity = _CONTINUES
-    bridge = False
-    if last == _NO_TIME or frame - last > retire_after:
-        continuity = _FRESH
-    elif frame - last > max_gap:
-        continuity = _NEW_WINDOW
-    elif 0 < period < frame - last:
-        bridge = True
+    continuity = _continuity(frame, last, max_gap, retire_after)
+    bridge = bool(continuity == _CONTINUES and 0 < period < frame - last)
+    if bridge:
         frame = last + period
     if bridge:
-        _set(o_x[to], np.float32(0.0))
-        _set(o_observed[to], False)
-        _set(o_quality[to], _GAP)
+        set_all(o_x[to], np.float32(0.0))
+        set_all(o_observed[to], False)
+        set_all(o_quality[to], _GAP)
     else:
-        _copy(o_x[to], p_x[a, place])
-        _copy(o_observed[to], p_observed[a, place])
-        _copy(o_quality[to], p_quality[a, place])
+        copy_values(o_x[to], p_x[a, place])
+        copy_values(o_observed[to], p_observed[a, place])
+        copy_values(o_quality[to], p_quality[a, place])
     o_asset[to] = a
     o_ts[to] = frame
     o_offset[to] = p_offset[a, place]

@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.alert import AlertSpec, alert_columns, decide
 from pipeline.align import Aligned, AlignSpec, align, align_columns
-from pipeline.bundle import Bundle, Calibration, SmootherSpec
+from pipeline.bundle import POOLED, Bundle, Calibration, SmootherSpec
 from pipeline.decode import Decoded, FieldMapping, decode
 from pipeline.delta import Delta, Journal, patched
 from pipeline.errors import BundleError
@@ -25,6 +25,8 @@ from pipeline.state import AssetTable, Column
 from pipeline.threshold import hold
 from pipeline.values import Bool, Int32, Output, Place, Polled, Rows, Scores, Status, UInt32, Verdicts
 from pipeline.window_bytes import fit_windows, join_windows, pack_windows, unpack_window, window_bytes
+
+_PROVISIONAL, _CALIBRATED = np.uint8(Status.PROVISIONAL), np.uint8(Status.CALIBRATED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ def front(polled: Polled, table: AssetTable, spec: ChainSpec) -> tuple[Decoded, 
     """Decode, align and gate the messages of one partition."""
     decoded = decode(polled, spec.mapping, table)
     aligned = align(decoded.rows, table, spec.align)
-    return decoded, replace(aligned, rows=gate(aligned.rows, table, spec.gate))
+    return decoded, Aligned(gate(aligned.rows, table, spec.gate), aligned.late, aligned.counts)
 
 
 @dataclass(slots=True)
@@ -97,7 +99,7 @@ class Chain:
     def __init__(self, spec: ChainSpec, *, journal: bool = False) -> None:
         self.spec = spec
         self._journals = journal
-        self._gate = spec.gate
+        self._front = spec  # with the gate as the bundle that serves has it
         self._engine: Engine | None = None
         self._calibration: Calibration | None = None
         self._rows: dict[str, int] = {}
@@ -126,7 +128,7 @@ class Chain:
                 part.save_all |= engine.rows_kept > self._engine.rows_kept
             part.slots = slots
         self._engine, self._calibration, self._rows = engine, calibration, calibration.row_of()
-        self._gate = _stuck_from(self.spec, bundle)
+        self._front = replace(self.spec, gate=_stuck_from(self.spec, bundle))
         for part in self._partitions.values():
             part.cal_row = self._calibration_rows(part.table.names)
 
@@ -143,9 +145,8 @@ class Chain:
 
     def push(self, polled: Sequence[Polled]) -> Output:
         """Take messages, in log order per partition; return everything they lead to."""
-        spec = replace(self.spec, gate=self._gate)
         parts = [self._partition(p.topic, p.partition) for p in polled]
-        fronts = [front(p, part.table, spec) for p, part in zip(polled, parts, strict=True)]
+        fronts = [front(p, part.table, self._front) for p, part in zip(polled, parts, strict=True)]
         frames = [aligned.rows for _, aligned in fronts]
         verdicts = self._judge(parts, frames)
         alerts = [
@@ -246,7 +247,7 @@ class Chain:
         out = []
         for part, scores in zip(parts, scored, strict=True):
             row = part.cal_row[scores.asset]
-            scores = _provisional(scores, row == 0)
+            scores = _provisional(scores, row)
             smoothed, own = smooth(scores, row, self._calibration, part.table, self.spec.smoother)
             out.append(hold(scores, smoothed, own, row, self._calibration))
         return out
@@ -299,9 +300,13 @@ def _stuck_from(spec: ChainSpec, bundle: Bundle) -> GateSpec:
     return replace(spec.gate, stuck_frames=tuple(b if auto else s for auto, b, s in both))
 
 
-def _provisional(scores: Scores, pooled: Bool) -> Scores:
-    status = np.where(pooled & (scores.status == Status.CALIBRATED), np.uint8(Status.PROVISIONAL), scores.status)
-    return replace(scores, status=status.astype(np.uint8))
+def _provisional(scores: Scores, cal_row: Int32) -> Scores:
+    """Say of calibrated scores that went by the pooled row of the calibration that they are provisional."""
+    pooled = cal_row == POOLED
+    if not pooled.any():
+        return scores
+    pooled &= scores.status == _CALIBRATED
+    return replace(scores, status=np.where(pooled, _PROVISIONAL, scores.status))
 
 
 def _no_verdicts(rows: Rows) -> Verdicts:
@@ -332,8 +337,8 @@ def _counts(
         "messages": sum(len(p) for p in polled),
         "rows": sum(len(decoded.rows) for decoded, _ in fronts),
         "dead": sum(len(decoded.dead) for decoded, _ in fronts),
-        "scored": sum(int(np.isfinite(v.ratio).sum()) for v in verdicts),
-        "breached": sum(int(v.breached.sum()) for v in verdicts),
+        "scored": sum(int(np.count_nonzero(np.isfinite(v.ratio))) for v in verdicts),
+        "breached": sum(int(np.count_nonzero(v.breached)) for v in verdicts),
     }
     for _, aligned in fronts:
         for name, count in aligned.counts.items():

@@ -9,8 +9,10 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from pipeline.values import Int32
+
 LINE, PAGE = 64, 4096  # bytes
-AHEAD = 8  # rows: the lines of as many are on their way at once
+AHEAD = 8
 
 # Without numba's reference counts: each slice of an array, and each array of a tuple, would cost a kernel two locked
 # additions, some ten nanoseconds, and a row is a dozen slices. Such a kernel makes no arrays (numba refuses them), and
@@ -21,14 +23,37 @@ row_part = njit(nogil=True, cache=True, error_model="numpy", _nrt=False, forcein
 
 
 @row_part
+def copy_values(to: Any, values: Any) -> None:
+    """Copy values to an array of the same length."""
+    for c in range(len(to)):
+        to[c] = values[c]
+
+
+@row_part
+def set_all(to: Any, value: Any) -> None:
+    """Set every value of an array."""
+    for c in range(len(to)):
+        to[c] = value
+
+
+@row_part
 def fetch(start: int, size: int) -> None:
     """Ask for the lines of `size` bytes from address `start` on (an array's `ctypes.data`, and what is added to it).
 
     A hint: nothing is read or written by it, and an address that turns out wrong costs a little time. What an asset
     keeps lies in lines that no cache holds, and a kernel knows which assets come next.
     """
-    for at in range(start, start + size, LINE):
+    for at in range(start & -LINE, start + size, LINE):
         _fetch_line(at)
+
+
+@row_kernel
+def first_outside(codes: Int32, count: int) -> int:
+    """Return the place of the first of `codes` that is not 0 to `count` - 1; as many as there are codes: none."""
+    for i in range(len(codes)):
+        if not 0 <= codes[i] < count:
+            return i
+    return len(codes)
 
 
 @intrinsic

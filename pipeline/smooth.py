@@ -22,10 +22,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from pipeline.bundle import Calibration, SmootherSpec
 from pipeline.errors import BundleError, ConfigError, ShapeError
+from pipeline.kernels import AHEAD, fetch, first_outside, row_kernel, row_part, set_all
 from pipeline.standardise import calibrated_errors
 from pipeline.state import AssetTable, Column
 from pipeline.values import NS_PER_S, Continuity, Float32, Int32, Scores
@@ -100,7 +100,7 @@ def smooth(
             f"calibration has {calibration.start.shape[1]} start values, the smoother remembers {spec.memory} errors, "
             f"the table {m}: calibrate with the settings that serve"
         )
-    if n and not 0 <= scores.asset.min() <= scores.asset.max() < len(table):
+    if first_outside(scores.asset, len(table)) < n:
         raise ShapeError(f"asset codes must be 0 to {len(table) - 1}, found {scores.asset.min()} and up")
     calibrated = calibrated_errors(scores, cal_row, calibration)
     smoothed = np.empty(n, np.float32)
@@ -117,7 +117,7 @@ def smooth(
     return smoothed, own
 
 
-@njit(nogil=True, cache=True)
+@row_kernel
 def _run(
     scores: Any,
     cal_row: Int32,
@@ -131,6 +131,10 @@ def _run(
     started, order, window, count, _, median, mad, bucket, ewma = state
     yardstick, span, admit_z, mad_floor, alpha = spec
     for i in range(len(asset)):
+        if i + AHEAD < len(asset):
+            _fetch_figures(asset[i + AHEAD], state)
+        if yardstick and i + AHEAD // 2 < len(asset):
+            _fetch_window(asset[i + AHEAD // 2], ts[i + AHEAD // 2], span, state)
         a, k = asset[i], cal_row[i]
         if continuity[i] == _FRESH:
             started[a] = False
@@ -157,12 +161,34 @@ def _run(
         own[i] = value
 
 
-@njit(nogil=True, cache=True, forceinline=True)
+@row_part
+def _fetch_figures(a: int, state: Any) -> None:
+    """Ask for what every score reads and writes."""
+    _, _, _, count, oldest, median, mad, bucket, ewma = state
+    fetch(count.ctypes.data + 4 * a, 4)
+    fetch(oldest.ctypes.data + 4 * a, 4)
+    fetch(median.ctypes.data + 8 * a, 8)
+    fetch(mad.ctypes.data + 8 * a, 8)
+    fetch(bucket.ctypes.data + 8 * a, 8)
+    fetch(ewma.ctypes.data + 8 * a, 8)
+
+
+@row_part
+def _fetch_window(a: int, ts: int, span: int, state: Any) -> None:
+    """Ask for what an admission moves, if it is time for one."""
+    _, order, window, _, oldest, _, _, bucket, _ = state
+    m = order.shape[1]
+    if _bucket(ts, span, m) > bucket[a]:
+        fetch(order.ctypes.data + 4 * (a * m + oldest[a]), 4)
+        fetch(window.ctypes.data + 4 * a * m, 4 * m)
+
+
+@row_part
 def _start(a: int, values: Float32, state: Any) -> None:
     started, order, window, count, oldest, median, mad, bucket, ewma = state
     started[a] = True
-    order[a] = np.inf
-    window[a] = np.inf
+    set_all(order[a], np.float32(np.inf))
+    set_all(window[a], np.float32(np.inf))
     count[a] = oldest[a] = 0
     bucket[a] = _NO_BUCKET
     ewma[a] = median[a] = mad[a] = 0.0
@@ -173,14 +199,14 @@ def _start(a: int, values: Float32, state: Any) -> None:
         median[a], mad[a] = _median_mad(window[a], count[a])
 
 
-@njit(nogil=True, cache=True, forceinline=True)
+@row_part
 def _bucket(ts: int, span: int, m: int) -> int:
     """Return floor(ts m / span), in parts, because ts m does not fit in 64 bits."""
     spans = ts // span
     return spans * m + (ts - spans * span) * m // span
 
 
-@njit(nogil=True, cache=True, forceinline=True)
+@row_part
 def _admit(a: int, value: np.float32, state: Any) -> None:
     """Put a value in the place of the oldest one, and move those between the two; inf stands for none yet."""
     _, order, window, count, oldest, _, _, _, _ = state
@@ -200,7 +226,7 @@ def _admit(a: int, value: np.float32, state: Any) -> None:
     s[to] = value
 
 
-@njit(nogil=True, cache=True, forceinline=True)
+@row_part
 def _rank(s: Float32, n: int, value: np.float32) -> int:
     """Return how many of the first n values, ascending, are below `value`."""
     low, high = 0, n
@@ -213,7 +239,7 @@ def _rank(s: Float32, n: int, value: np.float32) -> int:
     return low
 
 
-@njit(nogil=True, cache=True, forceinline=True)
+@row_part
 def _median_mad(s: Float32, n: int) -> tuple[float, float]:
     """Return the median of the first n values, ascending, and the median of the absolute deviations from it."""
     h = n >> 1

@@ -18,10 +18,10 @@ a channel goes or comes back.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from pipeline.bundle import Calibration
 from pipeline.errors import BundleError, ShapeError
+from pipeline.kernels import first_outside, row_kernel, row_part
 from pipeline.values import Float32, Float64, Int32, Scores
 
 GAIN_LIMIT = 2.0  # g and 1/g at most: what many missing channels multiply to was never measured
@@ -43,20 +43,19 @@ def calibrated_errors(scores: Scores, cal_row: Int32, calibration: Calibration) 
     BundleError : a calibration that cannot be divided by.
     """
     n = len(scores)
-    if n and not 0 <= cal_row.min() <= cal_row.max() < len(calibration.mad):
+    if first_outside(cal_row, len(calibration.mad)) < n:
         raise ShapeError(f"calibration rows must be 0 to {len(calibration.mad) - 1}, found {cal_row.max()}")
-    if not (calibration.mad[cal_row] > 0).all():
-        raise BundleError("calibration has a MAD that is not above 0: calibrate again")
     channels = calibration.missing_shift.shape[1]
     if n and channels and scores.actual.shape[1] != channels:
         raise ShapeError(f"scores have {scores.actual.shape[1]} channels, the calibration was made for {channels}")
     out = np.empty(n, np.float64)
     figures = (calibration.median, calibration.mad, calibration.missing_shift, calibration.missing_gain)
-    _standardise(scores.score, scores.actual, cal_row, *figures, out)
+    if not _standardise(scores.score, scores.actual, cal_row, *figures, out):
+        raise BundleError("calibration has a MAD that is not above 0: calibrate again")
     return out
 
 
-@njit(nogil=True, cache=True)
+@row_kernel
 def _standardise(
     score: Float32,
     actual: Float32,
@@ -66,17 +65,16 @@ def _standardise(
     shift: Float32,
     gain: Float32,
     out: Float64,
-) -> None:
-    channels = shift.shape[1]
+) -> bool:
+    """Return whether every MAD that was asked for is above 0."""
+    measured, sound = shift.shape[1] > 0, True
     for i in range(len(score)):
         k = cal_row[i]
+        sound &= mad[k] > 0
         error = np.float64(score[i])
-        missing = 0
-        for j in range(channels):
-            missing += np.isnan(actual[i, j])
-        if missing and median[k] > 0:
+        if measured and median[k] > 0 and _any_missing(actual[i]):
             away, stretch = 0.0, 1.0
-            for j in range(channels):
+            for j in range(shift.shape[1]):
                 if np.isnan(actual[i, j]):
                     away += np.float64(shift[k, j])
                     stretch *= np.float64(gain[k, j])
@@ -84,3 +82,12 @@ def _standardise(
             usual = np.log(np.float64(median[k]))
             error = np.exp(usual + stretch * (np.log(error) - usual - away))
         out[i] = (error - median[k]) / mad[k]
+    return sound
+
+
+@row_part
+def _any_missing(actual: Float32) -> bool:
+    missing = False
+    for j in range(len(actual)):
+        missing |= np.isnan(actual[j])
+    return missing

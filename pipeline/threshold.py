@@ -6,7 +6,8 @@ import numpy as np
 
 from pipeline.bundle import Calibration
 from pipeline.errors import BundleError, ConfigError, ShapeError, TrainingError
-from pipeline.values import Float32, Int32, Scores, Verdicts
+from pipeline.kernels import first_outside, row_kernel
+from pipeline.values import Bool, Float32, Int32, Scores, Verdicts
 
 
 def hold(scores: Scores, smoothed: Float32, own: Float32, cal_row: Int32, calibration: Calibration) -> Verdicts:
@@ -29,13 +30,36 @@ def hold(scores: Scores, smoothed: Float32, own: Float32, cal_row: Int32, calibr
     n = len(scores)
     if not len(smoothed) == len(own) == len(cal_row) == n:
         raise ShapeError(f"{n} scores, {len(smoothed)} smoothed, {len(own)} own, {len(cal_row)} calibration rows")
-    if n and not 0 <= cal_row.min() <= cal_row.max() < len(calibration.threshold):
+    if first_outside(cal_row, len(calibration.threshold)) < n:
         raise ShapeError(f"calibration rows must be 0 to {len(calibration.threshold) - 1}, found {cal_row.max()}")
-    threshold = calibration.threshold[cal_row]
-    if not ((threshold > 0) & np.isfinite(threshold)).all():
+    ratio, own_ratio, threshold = np.empty(n, np.float32), np.empty(n, np.float32), np.empty(n, np.float32)
+    breached = np.empty(n, np.bool_)
+    if not _hold(smoothed, own, cal_row, calibration.threshold, ratio, own_ratio, breached, threshold):
         raise BundleError("calibration has a threshold that is not a number above 0: calibrate again")
-    ratio = smoothed / threshold
-    return Verdicts(scores, smoothed, ratio, own / threshold, ratio > 1, threshold)
+    return Verdicts(scores, smoothed, ratio, own_ratio, breached, threshold)
+
+
+@row_kernel
+def _hold(
+    smoothed: Float32,
+    own: Float32,
+    cal_row: Int32,
+    thresholds: Float32,
+    ratio: Float32,
+    own_ratio: Float32,
+    breached: Bool,
+    threshold: Float32,
+) -> bool:
+    """Return whether every threshold that was asked for is a number above 0."""
+    sound = True
+    for i in range(len(cal_row)):
+        limit = thresholds[cal_row[i]]
+        sound &= 0 < limit < np.inf
+        threshold[i] = limit
+        ratio[i] = smoothed[i] / limit
+        own_ratio[i] = own[i] / limit
+        breached[i] = ratio[i] > 1
+    return sound
 
 
 def percentile_threshold(smoothed: Float32, percentile: float, floor: float = 1.0) -> float:

@@ -28,7 +28,7 @@ def same(a, b):
 def test_ratios_are_those_of_the_live_chain():
     chain = fleet.chain("ensemble", mode="none")
     chain.spec = replace(chain.spec, gate=replace(chain.spec.gate, stuck_frames=(0,) * 4, missing_frames=0))
-    chain._gate = chain.spec.gate
+    chain._front = chain.spec
     messages = [line for asset, t, line in fleet.lines() if asset == "p0" and t != 50]
     output = chain.push([fleet.polled(messages)])
     rows = output.rows[0]

@@ -192,11 +192,11 @@ def test_the_kernel_tells_what_the_plain_statement_of_the_life_cycle_tells(steps
     assert [e[-1] for e in got] == pytest.approx([e[-1] for e in expected])
 
 
+several = st.lists(st.tuples(st.integers(0, 2), ratios, st.sampled_from([0, 4, 6]), st.integers(0, 2)), max_size=50)
+
+
 @settings(deadline=None, max_examples=150)
-@given(
-    st.lists(st.tuples(st.integers(0, 2), ratios, st.sampled_from([0, 4, 6]), st.integers(0, 2)), max_size=50),
-    st.data(),
-)
+@given(several, st.data())
 def test_any_cut_and_any_restart_tell_the_same(steps, data):
     n = len(steps)
     quality = np.zeros((n, C), np.uint8)
@@ -229,3 +229,26 @@ def _cut(v, lo, hi):
 def test_every_kind_has_a_machine_of_its_own():
     assert len(set(KINDS)) == len(KINDS) == len(table()["alert.machine"][0])
     assert Continuity.FRESH == 2
+
+
+def everything_kept(state):
+    """All that the life cycles know but which kinds rest."""
+    return [state[name].tobytes() for name in alert_columns(C) if name != "alert.resting"]
+
+
+@settings(deadline=None, max_examples=60)
+@given(several, cycles)
+def test_a_kind_that_rests_is_left_as_looking_at_it_would_leave_it(steps, cycle):
+    n = len(steps)
+    quality = np.zeros((n, C), np.uint8)
+    for i, s in enumerate(steps):
+        quality[i, s[3]] = s[2]
+    continuity = [2 if i % 17 == 16 else 0 for i in range(n)]
+    rows, verdicts = frames([s[1] for s in steps], asset=[s[0] for s in steps], quality=quality, continuity=continuity)
+    spec = replace(spec_of(cycle), quality=replace(SPEC.quality, merge_gap_ns=cycle["merge_gap"]))
+    resting, looked_at = table("p0", "p1", "p2"), table("p0", "p1", "p2")
+    for i in range(n):
+        one = rows.take(slice(i, i + 1)), _cut(verdicts, i, i + 1), "t"
+        looked_at["alert.resting"][:] = 0
+        assert decide(*one, resting, spec) == decide(*one, looked_at, spec)
+        assert everything_kept(resting) == everything_kept(looked_at)

@@ -143,6 +143,17 @@ def test_with_everything_off_rows_pass_as_they_are():
     assert verdict([1, 1, 0, 0, 0, 900], quality) == quality
 
 
+def test_rows_of_which_nothing_is_masked_are_not_copied():
+    rows = rows_of(0, np.arange(3), [[1, 2], [1, 3], [2, 3]])
+    assert gate(rows, table_of(gate_columns(2), 1), GateSpec((3, 3), (2, 2))) is rows
+
+
+def test_runs_and_jumps_of_single_channels_in_rows_that_are_all_observed():
+    x = [[1, 1], [1, 2], [1, 3], [1, 90], [2, 4], [2, 4]]
+    out = run(rows_of(0, np.arange(6), x), GateSpec((3, 3), (5, 5)))
+    assert out["quality"].tolist() == [[OK, OK], [OK, OK], [STUCK, OK], [STUCK, JUMP], [OK, OK], [OK, OK]]
+
+
 def test_other_channels_or_codes_are_refused():
     spec = GateSpec((0, 0), (INF, INF))
     table = table_of(gate_columns(2), 1)
