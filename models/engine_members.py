@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from models.engine_buffers import Workspace
-from models.engine_conv import UnfoldedConv
+from models.engine_conv import DirectConv
 from models.engine_gaps import reconstruct_holed
 from models.engine_products import PackedDense
 from models.engine_single import SingleConv, SingleDense
@@ -98,7 +98,7 @@ def _convolutional(net: Convolutions, last: int, space: Workspace) -> Member:
         from models import engine_bfloat16
 
         return engine_bfloat16.RoundedConv(net, last, space)
-    return UnfoldedConv(net, last, space)
+    return DirectConv(net, last, space)
 
 
 def linear_chain(layers: Sequence[Affine], space: Workspace, reduced: bool = True) -> Member:

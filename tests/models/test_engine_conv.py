@@ -5,7 +5,7 @@ from modules import convolutions_of
 
 from models.autoencoders import build_module
 from models.engine_buffers import Workspace
-from models.engine_conv import UnfoldedConv
+from models.engine_conv import DirectConv
 from models.profiles import FALLBACK
 from pipeline.bundle import MemberSpec
 
@@ -24,7 +24,7 @@ def member_of(window, channels, hidden, kernels, strides, last=None):
     params = {"hidden": hidden, "latent": 3, "kernels": kernels, "strides": strides}
     torch.manual_seed(0)
     module = build_module(MemberSpec("conv", window, params=params), channels).eval()
-    return module, UnfoldedConv(convolutions_of(module), last or window * channels, Workspace(FALLBACK))
+    return module, DirectConv(convolutions_of(module), last or window * channels, Workspace(FALLBACK))
 
 
 def normal(rows, columns):
@@ -65,5 +65,5 @@ def test_a_network_that_overflows_does_not_look_finite():
     with torch.inference_mode():
         for p in module.parameters():
             p.mul_(1e30)
-    assert not np.isfinite(UnfoldedConv(convolutions_of(module), 30, Workspace(FALLBACK)).expect(x)).any()
+    assert not np.isfinite(DirectConv(convolutions_of(module), 30, Workspace(FALLBACK)).expect(x)).any()
     assert np.isfinite(member.expect(np.ones((8, 30), np.float32))).all()
