@@ -21,6 +21,7 @@ from pipeline.values import Float32, Int64
 
 _BYTES = 4  # of a float32
 _MOST_VECTORS = 2  # of a tile
+_ROWS_AT_ONCE = 8 * ROWS  # go through all outputs while the first cache holds them
 
 
 class Step(NamedTuple):
@@ -154,3 +155,51 @@ def run(
                     step.between,
                     step.relu != 0,
                 )
+
+
+class RowProduct:
+    """x W' + b over rows laid out one after the other.
+
+    Parameters
+    ----------
+    weight, bias : (M, N) and (M,) float32; filled up with zeros.
+
+    Attributes
+    ----------
+    takes, gives : N' and M', the widths of rows.
+    """
+
+    def __init__(self, weight: Float32, bias: Float32) -> None:
+        outputs, inputs = weight.shape
+        self.takes, self.gives = padded(inputs), padded(outputs)
+        wide, long = np.pad(weight, ((0, self.gives - outputs), (0, 0))), np.pad(bias, (0, self.gives - outputs))
+        packed, steps = Packed(), list[Step]()
+        for block in blocks(outputs):
+            used = np.flatnonzero(wide[block].any(axis=0))  # a transposed layer leaves out the first taps, or the last
+            first, end = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 0)
+            step = Step(
+                vectors=(block.stop - block.start) // LANES,
+                weights=packed.add(wide[block, first:end].T),
+                bias=packed.add(long[block]),
+                taps=1,
+                inputs=end - first,
+                between=0,
+                relu=False,
+                source=first,
+                source_item=0,
+                source_row=0,
+                target=block.start,
+                target_item=self.gives,
+                target_row=0,
+                rows=1,
+                first=True,
+                last=True,
+            )
+            steps.append(step)
+        self._plan, self._weights, self._places = plan_of(steps), packed.array(), new_places()
+
+    def run(self, x: Float32, out: Float32) -> Float32:
+        """Multiply (B, N') float32; write to `out` (B, M'), and return it. Neither may have gaps between rows."""
+        address: int = x.__array_interface__["data"][0]
+        run(address, x.strides[0], len(x), _ROWS_AT_ONCE, self._plan, self._weights, self._weights, out, self._places)
+        return out

@@ -23,7 +23,9 @@ from pipeline.kernels import row_part
 
 _FEATURES = llvm.get_host_cpu_features()
 _WIDE = bool(_FEATURES.get("avx512f"))
-_FUSED = platform.machine() not in ("x86_64", "AMD64") or bool(_FEATURES.get("fma"))
+FUSED = platform.machine() not in ("x86_64", "AMD64") or bool(
+    _FEATURES.get("fma")
+)  # else a product is rounded, then added
 LANES = 16 if _WIDE else 8  # float32 in a vector
 PART = 4 if _WIDE else 2  # rows of the smallest tile
 ROWS = 3 * PART  # of the largest: with two vectors of each, sums fill the registers but for a few
@@ -117,7 +119,7 @@ def _add_input(builder: Any, sources: list[Any], now: _Sums, vectors: int) -> _S
 
 
 def _multiply_add(builder: Any, a: Any, b: Any, total: Any) -> Any:
-    if _FUSED:
+    if FUSED:
         kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
         return builder.call(
             cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32"), [a, b, total]
