@@ -62,7 +62,8 @@ class DirectConv:
     """
 
     def __init__(self, net: Convolutions, last: int, space: Workspace) -> None:
-        self.shapes = (_FEW, *space.batch_sizes(convolutional=True))
+        sizes = space.batch_sizes(convolutional=True)
+        self.shapes = sizes if sizes == (1,) else (_FEW, *sizes)
         self._last, self._channels = last, net.channels
         wanted = _wanted(net, last)
         source = _Rows(-net.before * net.channels, net.channels, 0, net.before, net.before + net.window)
