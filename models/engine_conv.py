@@ -21,11 +21,12 @@ from models.engine_buffers import Workspace
 from models.engine_rings import padded
 from models.networks import Convolution, Convolutions
 from models.vector_product import Packed, Step, blocks, new_places, plan_of, run
-from models.vector_tiles import LANES
+from models.vector_tiles import LANES, ROWS
 from pipeline.values import Float32
 
-_AT_ONCE = 24  # windows: what lies between their layers stays in the second cache
-_FEW = 4  # windows of the smallest batch: a group's share of a poll may be as small
+_BYTES = 4  # of a float32
+_AT_ONCE = 16  # windows: what lies between their layers stays in the second cache
+_FEW, _MOST = 4, 64  # windows of a batch: a group's share of a poll may be as small; results are read from a cache
 
 
 class _Rows(NamedTuple):
@@ -63,8 +64,8 @@ class DirectConv:
 
     def __init__(self, net: Convolutions, last: int, space: Workspace) -> None:
         sizes = space.batch_sizes(convolutional=True)
-        self.shapes = sizes if sizes == (1,) else (_FEW, *sizes)
-        self._last, self._channels = last, net.channels
+        self.shapes = sizes if sizes == (1,) else (_FEW, *(n for n in sizes if n <= _MOST))
+        self._last, self._channels, self._readings = last, net.channels, net.window * net.channels
         wanted = _wanted(net, last)
         source = _Rows(-net.before * net.channels, net.channels, 0, net.before, net.before + net.window)
         packed, steps, used = Packed(), list[Step](), 0
@@ -81,14 +82,20 @@ class DirectConv:
         self._plan, self._weights = plan_of(steps), packed.array()
         self._room = space.rows("between convolutions", 1, used * _AT_ONCE)
         self._out = space.rows("convolved", self.shapes[-1], shown * width)
+        tiles = sum(-(-_AT_ONCE * step.rows // ROWS) for step in steps)
+        self._ahead = _AT_ONCE * self._readings * _BYTES // tiles
         self._places = new_places()
 
     def expect(self, x: Float32) -> Float32:
         """Reconstruct windows, (B, D)."""
+        assert x.dtype == np.float32  # the kernel asks nothing: it would read and write beyond the ends
+        assert x.shape[1] == self._readings
+        assert len(x) <= len(self._out)
         if x.strides[1] != x.itemsize:
             x = np.ascontiguousarray(x)
         address: int = x.__array_interface__["data"][0]
-        run(address, x.strides[0], len(x), _AT_ONCE, self._plan, self._weights, self._room, self._out, self._places)
+        amounts = len(x), _AT_ONCE, self._ahead
+        run(address, x.strides[0], *amounts, self._plan, self._weights, self._room, self._out, self._places)
         rows = self._out[: len(x)].reshape(len(x), *self._shown)[:, :, : self._channels]
         return rows.reshape(len(x), -1)[:, -self._last :]
 

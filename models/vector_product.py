@@ -16,7 +16,7 @@ import numpy as np
 from models.engine_buffers import aligned
 from models.engine_rings import padded
 from models.vector_tiles import LANES, PART, ROWS, multiply
-from pipeline.kernels import row_kernel
+from pipeline.kernels import fetch, row_kernel
 from pipeline.values import Float32, Int64
 
 _BYTES = 4  # of a float32
@@ -104,6 +104,7 @@ def run(
     apart: int,
     items: int,
     at_once: int,
+    ahead: int,
     plan: Int64,
     weights: Float32,
     room: Float32,
@@ -115,6 +116,7 @@ def run(
     Parameters
     ----------
     x, apart : address of the first item, and bytes from one to the next.
+    ahead : bytes of the following items to ask for with each tile: they may come out of memory.
     plan : (steps,) of `Step`, in order.
     weights, room, out : float32, contiguous and on 64-byte boundaries; `room` for the items at once, `out` for all.
     places : (2, ROWS), overwritten.
@@ -122,6 +124,7 @@ def run(
     sources, targets = places.ctypes.data, places.ctypes.data + 8 * ROWS
     for begin in range(0, items, at_once):
         now = min(at_once, items - begin)
+        following = x + (begin + now) * apart
         for i in range(len(plan)):
             step = plan[i]
             source, source_item = room.ctypes.data, step.source_item * _BYTES
@@ -143,6 +146,8 @@ def run(
                         row += 1
                         if row == step.rows:
                             item, row = item + 1, 0
+                fetch(following, ahead)
+                following += ahead
                 multiply(
                     size,
                     step.vectors,
@@ -201,5 +206,7 @@ class RowProduct:
     def run(self, x: Float32, out: Float32) -> Float32:
         """Multiply (B, N') float32; write to `out` (B, M'), and return it. Neither may have gaps between rows."""
         address: int = x.__array_interface__["data"][0]
-        run(address, x.strides[0], len(x), _ROWS_AT_ONCE, self._plan, self._weights, self._weights, out, self._places)
+        run(
+            address, x.strides[0], len(x), _ROWS_AT_ONCE, 0, self._plan, self._weights, self._weights, out, self._places
+        )
         return out

@@ -41,7 +41,7 @@ def normal(rows, columns):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("n", [1, 4, 7, 8, 25, 32, 256])
+@pytest.mark.parametrize("n", [1, 4, 7, 8, 25, 32, 64])
 def test_it_reconstructs_what_the_module_does(case, n):
     window, channels = case[:2]
     module, member = member_of(*case)
@@ -130,6 +130,14 @@ def test_where_a_window_lies_in_memory_changes_no_bit():
     apart = np.zeros((8, 37), np.float32)[:, 3:33]
     apart[:] = x
     np.testing.assert_array_equal(member.expect(apart).copy(), member.expect(x))
+
+
+@pytest.mark.parametrize(
+    "x", [normal(65, 30), normal(8, 29), normal(8, 30).astype(float)], ids=["many", "short", "double"]
+)
+def test_windows_that_it_has_no_room_for_are_refused(x):
+    with pytest.raises(AssertionError):
+        member_of(*CASES[1])[1].expect(x)
 
 
 def test_a_network_that_overflows_does_not_look_finite():
