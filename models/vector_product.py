@@ -3,7 +3,7 @@
 Weights are packed as tiles read them (`models.vector_tiles`), layers are plans: what is multiplied by what, and where
 the results go. One call carries out the plans of a whole network.
 
-Legend: N inputs and M outputs of a layer, K products of an output, M' outputs rounded up to whole 64 bytes.
+Legend: N inputs and M outputs of a layer, B rows; N', M': rounded up to whole 64 bytes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.engine_buffers import aligned
 from models.engine_rings import padded
@@ -58,6 +59,7 @@ class Step(NamedTuple):
     last: int
 
 
+Plan = NDArray[np.void]  # (steps,) of `Step`
 _PLAN = np.dtype([(name, np.int64) for name in Step._fields])
 
 
@@ -88,7 +90,7 @@ def blocks(outputs: int) -> list[slice]:
     return [slice(at, min(at + step, padded(outputs))) for at in range(0, padded(outputs), step)]
 
 
-def plan_of(steps: Sequence[Step]) -> Int64:
+def plan_of(steps: Sequence[Step]) -> Plan:
     """Return steps as `run` takes them."""
     return np.array([tuple(step) for step in steps], _PLAN)
 
@@ -105,7 +107,7 @@ def run(
     items: int,
     at_once: int,
     ahead: int,
-    plan: Int64,
+    plan: Plan,
     weights: Float32,
     room: Float32,
     out: Float32,
@@ -117,7 +119,7 @@ def run(
     ----------
     x, apart : address of the first item, and bytes from one to the next.
     ahead : bytes of the following items to ask for with each tile: they may come out of memory.
-    plan : (steps,) of `Step`, in order.
+    plan : what is carried out, in order.
     weights, room, out : float32, contiguous and on 64-byte boundaries; `room` for the items at once, `out` for all.
     places : (2, ROWS), overwritten.
     """
