@@ -42,7 +42,7 @@ LIMITS: Mapping[str, str] = {
         "the network takes 1.05 to 1.1 of the floor (16 outputs run at 0.6 of its rate: each multiply-add loads an "
         "input, where 32 outputs share one; the time grows with the rows of a tile, so it is not what sums wait for), "
         "residuals 0.06, calls 0.02; from rows, windows from memory and the push around the network, a tenth each for "
-        "64. Layers are multiplied where they lie (vector_tiles): from 0.36 to 0.8 with the same command. Tried "
+        "64. Layers are multiplied where they lie (vector_tiles): 0.78 to 0.88 where it was 0.38 to 0.40. Tried "
         "before: ONNX Runtime's products over laid-out rows (products 1.27 of the floor, laying out 0.18, calls 0.2), "
         "MKL for these (0.7 of their rate), oneDNN's convolutions over channels-last rows (0.45 in the same turns for "
         "64 windows, 0.15 for 8), strides turned into channels. Tried now: batches of 256 (0.81 where 64 gave 0.91 at "
@@ -74,7 +74,7 @@ LIMITS: Mapping[str, str] = {
     "group.conv": (
         "groups are scored one after the other, each in a batch of its own, and calls are more than half of it. Tried: "
         "oneDNN's convolutions, which took three times as long for 4 windows as products over laid-out rows; tiles of "
-        "vector registers (kept: from 4.8 to 9)."
+        "vector registers (kept: 9 where it was 4.2 to 5)."
     ),
     "scale.shards": "both shards share the memory bus and the last cache; it needs two cores that nothing else uses.",
     "cold.start": (
