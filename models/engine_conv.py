@@ -1,175 +1,176 @@
-"""Convolutional members in float32 on the CPU: each layer as one matrix product over rows that are laid out for it.
+"""Convolutional members in float32 on the CPU: each layer as products over the steps where they are.
 
-What an output step looks at, `kernel` steps of all channels, is copied side by side into a row of its own (zeros beyond
-the ends); a layer is then (rows, kernel * inputs) times (kernel * inputs, outputs). Few windows keep these rows in the
-cache. A transposed layer with stride s gives s steps of its output at once: step q s + r is a sum over the inputs
-q + d of the tap r + padding - d s, which is a layer of stride 1 with s times the outputs. oneDNN's convolutions take
-half as long again for this, and three times as long for few windows.
+What an output step looks at, `kernel` steps of all channels, lies side by side in a window, so it is multiplied without
+being laid out first (`models.vector_product`). Steps that look beyond an end skip the taps there, and are multiplied
+for many windows at a time. A transposed layer of stride s is s layers of stride 1, each with its own taps: step q s + r
+is a sum over the inputs q + d of the tap r + padding - d s. Few windows go through all layers at a time, so that what
+lies between these stays in the cache, and one call takes a batch through.
 
-Legend: B windows, T steps that a layer gives of each, N inputs, M outputs, K = kernel * N.
+Legend: B windows, T steps that a layer gives of each, N inputs, M outputs, M' = M rounded up to whole 64 bytes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from models.engine_buffers import Workspace
-from models.engine_products import Product
+from models.engine_rings import padded
 from models.networks import Convolution, Convolutions
-from pipeline.values import Float32, Int64
+from models.vector_product import Packed, Step, blocks, new_places, plan_of, run
+from models.vector_tiles import LANES, ROWS
+from pipeline.values import Float32
 
-_AT_ONCE = 32  # windows: fewer, and the calls take as long as the work; more, and the rows of a layer leave the caches
-_FEW = 4  # windows of the smallest batch: a group's share of a poll may be as small
-_NO_FLOOR = np.float32(-np.inf)
-
-
-class _Layer(NamedTuple):
-    product: Product  # K' to M': K and M rounded up, so that every row is aligned
-    looks: tuple[Int64, int, int, int, int, np.float32]  # at what: arguments of `_lay_out`
-    steps: int  # T
-    side: Float32  # (B T, K'), the rows
+_BYTES = 4  # of a float32
+_AT_ONCE = 16  # windows: what lies between their layers stays in the second cache
+_FEW, _MOST = 4, 64  # windows of a batch: a group's share of a poll may be as small; results are read from a cache
 
 
-class _Step(NamedTuple):
-    """A layer for some windows."""
+class _Rows(NamedTuple):
+    """Where the steps of a window lie, in float32."""
 
-    layer: _Layer
-    side: Float32
-    out: Float32
-    out_windows: Float32  # (B, T M'), the same memory
+    at: int  # that of step 0
+    width: int  # from one step to the next
+    window: int  # from one window to the next
+    begin: int  # steps `begin` to `end` are there; the others are 0
+    end: int
 
 
-class UnfoldedConv:
+class _Phase(NamedTuple):
+    """Output steps first, first + apart, ... that share their taps: the one at place q looks at q * stride + ahead on.
+
+    Of a transposed layer there is a phase for each step between two inputs.
+    """
+
+    first: int
+    apart: int
+    stride: int
+    ahead: int
+    taps: Float32  # (taps, N, M), in the order of the inputs
+
+
+class DirectConv:
     """A convolutional autoencoder as a `models.engine_members.Member`.
 
     Parameters
     ----------
     net : fitted.
-    last : readings to reconstruct, counted from the end; all rows are decoded, then cut.
+    last : readings to reconstruct, counted from the end: of each layer only the steps are computed that these rest on.
     space : where what it returns, and what lies between, is written.
     """
 
     def __init__(self, net: Convolutions, last: int, space: Workspace) -> None:
-        first = np.arange(-net.before, net.window) * net.channels  # negative: before the window
-        below = _NO_FLOOR
-        layers: list[_Layer] = []
-        for i, part in enumerate(net.layers):
-            layers.append(_layer(part, first, below, f"unfolded {i}", space))
-            below, made = np.float32(0.0) if part.relu else _NO_FLOOR, layers[-1]
-            together = part.stride if part.transposed else 1
-            starts = np.arange(made.steps)[:, None] * made.product.gives
-            first = (starts + np.arange(together) * len(part.bias)).ravel()
-        self.shapes = (_FEW, *space.batch_sizes(convolutional=True))
-        self._last, self._row = last, together * len(part.bias)  # readings in a row of the last product
-        self._layers = layers
-        windows = [*(_AT_ONCE for _ in layers[1:]), self.shapes[-1]]  # whose results are kept
-        self._outs = [
-            space.rows(f"unfolded {i} out", n * layer.steps, layer.product.gives)
-            for i, (layer, n) in enumerate(zip(layers, windows, strict=True))
-        ]
-        self._known: dict[tuple[int, int], list[_Step]] = {}
+        sizes = space.batch_sizes(convolutional=True)
+        self.shapes = sizes if sizes == (1,) else (_FEW, *(n for n in sizes if n <= _MOST))
+        self._last, self._channels, self._readings = last, net.channels, net.window * net.channels
+        wanted = _wanted(net, last)
+        source = _Rows(-net.before * net.channels, net.channels, 0, net.before, net.before + net.window)
+        packed, steps, used = Packed(), list[Step](), 0
+        for i, layer in enumerate(net.layers):
+            final = i == len(net.layers) - 1
+            given, width = _given(layer, source.end), padded(len(layer.bias))
+            shown = given - wanted[i]  # steps that are written
+            at = 0 if final else used * _AT_ONCE
+            target = _Rows(at - wanted[i] * width, width, shown * width, wanted[i], given)
+            steps += _steps(layer, source, target, packed, first=i == 0, last=final)
+            used += 0 if final else shown * width
+            source = target
+        self._shown = (shown, width)
+        self._plan, self._weights = plan_of(steps), packed.array()
+        self._room = space.rows("between convolutions", 1, used * _AT_ONCE)
+        self._out = space.rows("convolved", self.shapes[-1], shown * width)
+        tiles = sum(-(-_AT_ONCE * step.rows // ROWS) for step in steps)
+        self._ahead = _AT_ONCE * self._readings * _BYTES // tiles
+        self._places = new_places()
 
     def expect(self, x: Float32) -> Float32:
         """Reconstruct windows, (B, D)."""
-        windows = np.ascontiguousarray(x)
-        for at in range(0, len(x), _AT_ONCE):
-            below = windows[at : at + _AT_ONCE]
-            for layer, side, out, out_windows in self._steps(at, len(below)):
-                _lay_out(below, *layer.looks, side)
-                layer.product.run(side, out)
-                below = out_windows
-        rows = self._outs[-1][: len(x) * self._layers[-1].steps, : self._row]
+        assert x.dtype == np.float32  # the kernel asks nothing: it would read and write beyond the ends
+        assert x.shape[1] == self._readings
+        assert len(x) <= len(self._out)
+        if x.strides[1] != x.itemsize:
+            x = np.ascontiguousarray(x)
+        address: int = x.__array_interface__["data"][0]
+        amounts = len(x), _AT_ONCE, self._ahead
+        run(address, x.strides[0], *amounts, self._plan, self._weights, self._room, self._out, self._places)
+        rows = self._out[: len(x)].reshape(len(x), *self._shown)[:, :, : self._channels]
         return rows.reshape(len(x), -1)[:, -self._last :]
 
-    def _steps(self, at: int, n: int) -> list[_Step]:
-        """Return what the layers read and write of `n` windows; the last one's results come to lie at window `at`."""
-        if (at, n) not in self._known:
-            firsts = [*(0 for _ in self._layers[1:]), at]
-            self._known[at, n] = [_step(*place, n) for place in zip(self._layers, self._outs, firsts, strict=True)]
-        return self._known[at, n]
+
+def _wanted(net: Convolutions, last: int) -> list[int]:
+    """Return the first step of each layer that the last readings rest on."""
+    steps = net.window + net.before
+    found = [steps - -(-last // net.channels)]
+    for layer in net.layers[:0:-1]:
+        at, (kernel, _, _) = found[-1], layer.weight.shape
+        if layer.transposed:
+            found.append(max(0, -(-(at + layer.padding - kernel + 1) // layer.stride)))
+        else:
+            found.append(max(0, at * layer.stride - layer.padding))
+    return found[::-1]
 
 
-def _layer(part: Convolution, first: Int64, floor: np.float32, name: str, space: Workspace) -> _Layer:
-    taps, bias, stride, padding = part.weight, part.bias, part.stride, part.padding
-    if part.transposed:
-        taps, padding = _several_at_once(taps, stride, padding)
-        bias, stride = np.tile(bias, stride), 1
-    kernel, inputs, outputs = taps.shape
-    product = Product(taps.reshape(-1, outputs).T, bias)
-    steps = -(-len(first) // stride)
-    return _Layer(
-        product=product,
-        looks=(first, kernel, inputs, stride, padding, floor),
-        steps=steps,
-        side=space.rows(f"{name} side", _AT_ONCE * steps, product.takes),
-    )
+def _given(layer: Convolution, steps: int) -> int:
+    return steps * layer.stride if layer.transposed else -(-steps // layer.stride)
 
 
-def _step(layer: _Layer, room: Float32, at: int, n: int) -> _Step:
-    side, out = layer.side[: n * layer.steps], room[at * layer.steps : (at + n) * layer.steps]
-    return _Step(layer, side, out, out.reshape(n, -1))
+def _steps(layer: Convolution, source: _Rows, target: _Rows, packed: Packed, first: bool, last: bool) -> Iterator[Step]:
+    """Yield what a layer is computed by, and pack its weights."""
+    _, inputs, outputs = layer.weight.shape
+    wide = np.pad(layer.bias, (0, target.width - outputs))
+    bias = packed.add(wide)
+    for phase in _phases(layer):
+        taps = np.pad(phase.taps, ((0, 0), (0, 0), (0, target.width - outputs)))
+        for block in blocks(outputs):
+            across = block.stop - block.start
+            weights = packed.add(taps[:, :, block])
+            for (skipped, count), places in _alike(phase, source, target):
+                begin = places.start * phase.stride + phase.ahead + skipped
+                dense = source.width == inputs  # one run of all taps
+                yield Step(
+                    vectors=across // LANES,
+                    weights=weights + skipped * inputs * across,
+                    bias=bias + block.start,
+                    taps=1 if dense else count,
+                    inputs=inputs * count if dense else inputs,
+                    between=source.width,
+                    relu=layer.relu,
+                    source=source.at + begin * source.width,
+                    source_item=source.window,
+                    source_row=phase.stride * source.width,
+                    target=target.at + (phase.first + places.start * phase.apart) * target.width + block.start,
+                    target_item=target.window,
+                    target_row=phase.apart * target.width,
+                    rows=len(places),
+                    first=first,
+                    last=last,
+                )
 
 
-def _several_at_once(weight: Float32, stride: int, padding: int) -> tuple[Float32, int]:
-    """Return weights (kernel, N, M) of a transposed layer as (taps, N, stride * M), and the padding to go with it."""
-    kernel, inputs, outputs = weight.shape
-    ahead = (stride - 1 + padding) // stride  # the furthest input ahead that a step looks at
-    behind = (kernel - 1 - padding) // stride if kernel - 1 > padding else 0
-    taps = np.zeros((behind + 1 + ahead, inputs, stride, outputs), np.float32)
-    for d in range(-behind, ahead + 1):
-        for r in range(stride):
-            tap = r + padding - d * stride
-            if 0 <= tap < kernel:
-                taps[d + behind, :, r] = weight[tap]
-    return taps.reshape(len(taps), inputs, -1), behind
+def _phases(layer: Convolution) -> Iterator[_Phase]:
+    weight, stride, padding = layer.weight, layer.stride, layer.padding
+    if not layer.transposed:
+        yield _Phase(0, 1, stride, -padding, weight)
+        return
+    for r in range(stride):
+        own = range((r + padding) % stride, len(weight), stride)[::-1]  # a tap further on is an input further back
+        yield _Phase(r, stride, 1, (r + padding - own[0]) // stride, weight[own])
 
 
-@njit(nogil=True, cache=True)
-def _lay_out(
-    x: Float32,
-    first: Int64,
-    kernel: int,
-    inputs: int,
-    stride: int,
-    padding: int,
-    floor: np.float32,
-    side: Float32,
-) -> None:
-    """Write the steps that each output step looks at side by side, none below `floor`; beyond the ends they are 0.
+def _alike(phase: _Phase, source: _Rows, target: _Rows) -> Iterator[tuple[tuple[int, int], range]]:
+    """Yield (taps that lie before the first step there is, taps that follow until the last), and the places q."""
 
-    `x` (B, anything) holds the inputs of step t of a window from `first[t]` on; a negative one is before the window.
-    """
-    steps, width = len(side) // len(x), side.shape[1]
-    before = 0
-    while first[before] < 0:
-        before += 1
-    dense = first[-1] - first[before] == (len(first) - 1 - before) * inputs  # one step right after the other
-    source, to = x.reshape(-1), side.reshape(-1)
-    for b in range(len(x)):
-        for t in range(steps):
-            row, start = (b * steps + t) * width, t * stride - padding
-            begin = min(max(start, before), start + kernel)
-            end = max(min(start + kernel, len(first)), begin)
-            _fill(to, row, (begin - start) * inputs)
-            _fill(to, row + (end - start) * inputs, (start + kernel - end) * inputs)
-            together = end - begin if dense else 1
-            for at in range(begin, end, max(together, 1)):
-                values = b * x.shape[1] + first[at]
-                _copy(source, values, floor, to, row + (at - start) * inputs, together * inputs)
+    def there(place: int) -> tuple[int, int]:
+        begin = place * phase.stride + phase.ahead
+        first = min(max(begin, source.begin), source.end)
+        end = min(begin + len(phase.taps), source.end)
+        return (first - begin, end - first) if end > first else (0, 0)
 
-
-@njit(nogil=True, cache=True)
-def _copy(source: Float32, first: int, floor: np.float32, to: Float32, at: int, count: int) -> None:
-    """Copy values, none below `floor`. Indices are unsigned: signed ones would each be asked if they count back."""
-    for i in range(np.uintp(count)):
-        value = source[np.uintp(first) + i]
-        to[np.uintp(at) + i] = floor if value < floor else value  # NaN stays; `max` would ask which it is
-
-
-@njit(nogil=True, cache=True)
-def _fill(to: Float32, at: int, count: int) -> None:
-    for i in range(np.uintp(count)):
-        to[np.uintp(at) + i] = np.float32(0.0)
+    first = max(0, -(-(target.begin - phase.first) // phase.apart))
+    places = range(first, -(-(target.end - phase.first) // phase.apart))
+    for taps, alike in groupby(places, there):
+        found = list(alike)
+        yield taps, range(found[0], found[-1] + 1)

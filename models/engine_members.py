@@ -15,10 +15,10 @@ from typing import Protocol
 import numpy as np
 
 from models.engine_buffers import Workspace
-from models.engine_conv import UnfoldedConv
+from models.engine_conv import DirectConv
 from models.engine_gaps import reconstruct_holed
 from models.engine_products import PackedDense
-from models.engine_single import SingleConv, SingleDense
+from models.engine_single import SingleDense
 from models.fitted_members import Principal, fitted_affine, fitted_convolutions, principal
 from models.networks import Affine, Convolutions
 from pipeline.bundle import Bundle
@@ -92,13 +92,11 @@ def build_member(bundle: Bundle, group: int, index: int, space: Workspace) -> Me
 
 
 def _convolutional(net: Convolutions, last: int, space: Workspace) -> Member:
-    if space.profile.priority == "latency":
-        return SingleConv(net, last, space)
-    if space.profile.precision == "bfloat16":
+    if space.profile.precision == "bfloat16" and space.profile.priority != "latency":
         from models import engine_bfloat16
 
         return engine_bfloat16.RoundedConv(net, last, space)
-    return UnfoldedConv(net, last, space)
+    return DirectConv(net, last, space)
 
 
 def linear_chain(layers: Sequence[Affine], space: Workspace, reduced: bool = True) -> Member:

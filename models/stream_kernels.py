@@ -131,14 +131,25 @@ def _scale_row(s: int, rows: Any, i: int, gaps: int, slots: Any, scaler: Any) ->
 @row_part
 def _fetch_row(s: int, slots: Any, lag: int) -> None:
     """Ask for the memory that the next row of slot `s` is written to, and for what it recalls."""
-    head, (kept, size, channels) = slots.head[s], slots.raw.shape
-    scaled = len(slots.scaled)
-    for at in (head.at, (head.at + kept - 1 - lag) % kept):
-        place = (at * size + s) * channels
-        fetch(slots.raw.ctypes.data + 4 * place, 4 * channels)
-        fetch(slots.seen.ctypes.data + place, channels)
-    for at in (head.scaled_at, (head.scaled_at + scaled - 1 - lag) % scaled):
-        fetch(slots.scaled.ctypes.data + 4 * (at * size + s) * channels, 4 * channels)
+    head, kept, scaled = slots.head[s], len(slots.raw), len(slots.scaled)
+    _fetch_reading(head.at, s, slots)
+    _fetch_reading((head.at + kept - 1 - lag) % kept, s, slots)
+    _fetch_scaled(head.scaled_at, s, slots)
+    _fetch_scaled((head.scaled_at + scaled - 1 - lag) % scaled, s, slots)
+
+
+@row_part
+def _fetch_reading(at: int, s: int, slots: Any) -> None:
+    size, channels = slots.raw.shape[1], slots.raw.shape[2]
+    place = (at * size + s) * channels
+    fetch(slots.raw.ctypes.data + 4 * place, 4 * channels)
+    fetch(slots.seen.ctypes.data + place, channels)
+
+
+@row_part
+def _fetch_scaled(at: int, s: int, slots: Any) -> None:
+    size, channels = slots.scaled.shape[1], slots.scaled.shape[2]
+    fetch(slots.scaled.ctypes.data + 4 * (at * size + s) * channels, 4 * channels)
 
 
 @row_part

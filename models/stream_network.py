@@ -16,9 +16,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from models.engine_buffers import Workspace
-from models.engine_products import Product
 from models.engine_scorer import cuts, fallbacks, keeps_bits
 from models.stream_layers import Layer
+from models.vector_product import RowProduct
 from pipeline.kernels import row_kernel
 from pipeline.values import Bool, Float32, Int32, Int64
 
@@ -43,7 +43,7 @@ class StreamNetwork:
     def __init__(self, layers: Sequence[Layer], space: Workspace) -> None:
         self.shapes: tuple[int, ...] = SHAPES
         self._layers = layers
-        self._products = [Product(layer.weight.T, layer.bias) for layer in layers]
+        self._products = [RowProduct(layer.weight.T, layer.bias) for layer in layers]
         rooms = [(SHAPES[-1] * layer.products, p) for layer, p in zip(layers, self._products, strict=True)]
         self._runs = [space.rows(f"runs {i}", n, p.takes) for i, (n, p) in enumerate(rooms)]
         self._out = [space.rows(f"out {i}", n, p.gives) for i, (n, p) in enumerate(rooms)]

@@ -39,12 +39,16 @@ LIMITS: Mapping[str, str] = {
     ),
     "score.conv.bf16": "CPUs without bfloat16 instructions emulate them: meant for those that have them.",
     "score.conv.fp32": (
-        "the products of the layers take 1.27 of the floor (the wide ones at 0.93 of its rate, the 16 outputs and the "
-        "48 inputs in the middle at 0.57; an eighth of the last are zeros), laying out rows 0.18, calls 0.2, residuals "
-        "0.1; from rows, windows from memory another 0.12. Tried: MKL for the products (0.7 of the rate), oneDNN's "
-        "convolutions over channels-last rows (0.45 in the same turns for 64 windows, 0.15 for 8), with packed weights "
-        "and ReLU fused (nothing gained), strides turned into channels (better for the transposed 5-tap layer only), "
-        "other numbers of windows at once (8: 0.43 where 16 gave 0.51, 32 0.52, 64 0.54)."
+        "the network takes 1.05 to 1.1 of the floor (16 outputs run at 0.6 of its rate: each multiply-add loads an "
+        "input, where 32 outputs share one; the time grows with the rows of a tile, so it is not what sums wait for), "
+        "residuals 0.06, calls 0.02; from rows, windows from memory and the push around the network, a tenth each for "
+        "64. Layers are multiplied where they lie (vector_tiles): 0.78 to 0.88 where it was 0.38 to 0.40. Tried "
+        "before: ONNX Runtime's products over laid-out rows (products 1.27 of the floor, laying out 0.18, calls 0.2), "
+        "MKL for these (0.7 of their rate), oneDNN's convolutions over channels-last rows (0.45 in the same turns for "
+        "64 windows, 0.15 for 8), strides turned into channels. Tried now: batches of 256 (0.81 where 64 gave 0.91 at "
+        "1,024: results leave the second cache), 8 to 48 windows at once (no difference beyond noise), asking for the "
+        "next windows ahead (kept: 0.03 to 0.06 at 1,024 and 8,192), residuals by two and four rows at a time and "
+        "without reference counts (no difference)."
     ),
     "score.dense.b1": (
         "the calls around the network: its product takes as long as ONNX Runtime's run (0.12 ms each with the weights "
@@ -56,18 +60,21 @@ LIMITS: Mapping[str, str] = {
         "alignment, gate, smoother and life cycle each hand columns on."
     ),
     "stream.conv": (
-        "a row of one of 8,192 assets is written to three rings, recalled from two and told in three columns; taking "
-        "rows is a third of a push, the products another, handing out results a sixth. Tried: the slots of one row "
-        "side by side (kept: from 2.7 to 2.1 us a row, since memory is then gone through in order). The recompute that "
-        "it is held against has itself become twice as fast (engine_conv)."
+        "a row of one of 8,192 assets is written to three rings, recalled from two and told in three columns: taking "
+        "rows is a third of a push, handing out results a fifth, the products a sixth. The recompute that it is held "
+        "against has become four times as fast since must and goal were set (engine_conv, vector_tiles). Tried: the "
+        "slots of one row side by side (kept: from 2.7 to 2.1 us a row, since memory is then gone through in order); "
+        "the tiles of vector_tiles for ONNX Runtime's products (kept: the encoder alone takes 0.7 to 0.8 of the time, "
+        "a push 0.9 to 0.95)."
     ),
     "e2e.stream": (
         "decoding JSON is a third, the streaming engine another (see stream.conv), alignment, gate and alerts the "
         "rest, each row in memory of its own (see e2e.overhead)."
     ),
     "group.conv": (
-        "groups are scored one after the other, each in a batch of its own whose calls cost a third of it. Tried: "
-        "oneDNN's convolutions, which take three times as long for 4 windows."
+        "groups are scored one after the other, each in a batch of its own, and calls are more than half of it. Tried: "
+        "oneDNN's convolutions, which took three times as long for 4 windows as products over laid-out rows; tiles of "
+        "vector registers (kept: 9 where it was 4.2 to 5)."
     ),
     "scale.shards": "both shards share the memory bus and the last cache; it needs two cores that nothing else uses.",
     "cold.start": (

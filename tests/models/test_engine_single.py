@@ -9,7 +9,8 @@ from modules import convolutions_of
 
 from models.autoencoders import ConvAutoencoder
 from models.engine_buffers import Workspace, aligned
-from models.engine_single import SingleConv, SingleDense
+from models.engine_conv import DirectConv
+from models.engine_single import SingleDense
 from models.networks import Affine
 from models.profiles import Profile
 
@@ -47,7 +48,7 @@ def test_a_convolutional_autoencoder_is_its_module(kernels, strides, rows):
     module = ConvAutoencoder(rows, 5, (7,), 3, kernels, strides).eval()
     space = Workspace(LATENCY)
     net = convolutions_of(module)
-    whole, last = SingleConv(net, rows * 5, space), SingleConv(net, 5, Workspace(LATENCY))
+    whole, last = DirectConv(net, rows * 5, space), DirectConv(net, 5, Workspace(LATENCY))
     for seed in range(3):  # nothing is left over from one window to the next
         x = window(rows * 5, seed)
         with torch.no_grad():
@@ -59,7 +60,7 @@ def test_a_convolutional_autoencoder_is_its_module(kernels, strides, rows):
 def test_members_of_one_workspace_take_turns_without_disturbing_one_another():
     torch.manual_seed(0)
     space = Workspace(LATENCY)
-    first, second = (SingleConv(convolutions_of(ConvAutoencoder(9, 4).eval()), 36, space) for _ in range(2))
+    first, second = (DirectConv(convolutions_of(ConvAutoencoder(9, 4).eval()), 36, space) for _ in range(2))
     x = window(36, 1)
     want = first.expect(x).copy()
     second.expect(window(36, 2))
