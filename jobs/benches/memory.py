@@ -24,8 +24,8 @@ _GROWING = 4  # of an axis that grows on demand, as `AssetTable` begins
 def assets(trial: Trial) -> Result:
     """100,000 assets of 32 channels and windows of 64 rows, every window full: resident bytes to stated bytes.
 
-    Stated: a row of every column of the asset table; raw readings, their mask and the scaled ones in the engine. What is
-    measured includes names, room to grow (arrays double) and the allocator.
+    Stated: a row of every column of the asset table; raw readings, their mask and the scaled ones in the engine. What
+    is measured includes names, room to grow (arrays double) and the allocator.
     """
     context = multiprocessing.get_context("spawn")
     stated = stated_bytes()
