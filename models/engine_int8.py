@@ -25,7 +25,7 @@ from pipeline.values import Float32, Int32, UInt8
 
 _WEIGHT_LIMIT = 63
 _ZERO = 128  # the code of 0 among activations
-_MOST = 256  # windows of a batch: codes and sums of more would leave the caches
+_MOST = 64  # windows of a batch: codes and sums of more would leave the second cache
 
 
 class Int8Dense:
