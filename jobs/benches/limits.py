@@ -39,9 +39,8 @@ LIMITS: Mapping[str, str] = {
         "without VNNI two instructions multiply 32 products of 8 bits and add them in pairs, where float32 takes four: "
         "at most 2.0 of the float32 rate, and oneDNN's product alone reaches 1.9 to 2.0 (131 against 65 G a second), "
         "so 2.2 is out of reach on such a CPU. Windows out of memory, codes and the comparison are the rest. With VNNI "
-        "products take 5.3 of 9.9 us a window (four times the float32 rate), codes of windows out of memory 1.5, other "
-        "codes and what is made of sums 1.2, the comparison over all outputs most of the rest. Tried: batches of 64 "
-        "(kept: 9.9 us where 256 took 12.7 and 16 took 14.4)."
+        "products take 5 to 7 of some 11 us a window (up to four times the float32 rate), codes 2, what is made of "
+        "sums 1. Tried there: batches of at most 64 and 256 (no difference from rows beyond noise)."
     ),
     "score.conv.bf16": "CPUs without bfloat16 instructions emulate them: meant for those that have them.",
     "score.conv.fp32": (
@@ -67,12 +66,12 @@ LIMITS: Mapping[str, str] = {
     ),
     "stream.conv": (
         "a row of one of 8,192 assets is written to three rings, recalled from two and told in three columns: taking "
-        "rows, handing out results and the products are about a third of a push each. The recompute that it is held "
-        "against has become four times as fast since must and goal were set (engine_conv, vector_tiles). Tried: the "
-        "slots of one row side by side (kept: from 2.7 to 2.1 us a row, since memory is then gone through in order); "
-        "the tiles of vector_tiles for ONNX Runtime's products (kept: the encoder alone takes 0.7 to 0.8 of the time, "
-        "a push 0.9 to 0.95); no reference counts, rows asked for ahead, results written once (kept: from 0.44 to "
-        "1.0 million rows a second)."
+        "rows is a quarter of a push, handing out results another, the network a third, errors a tenth. The recompute "
+        "that it is held against has become four times as fast since must and goal were set (engine_conv, "
+        "vector_tiles). Tried: the slots of one row side by side (kept: from 2.7 to 2.1 us a row, since memory is then"
+        " gone through in order); the tiles of vector_tiles for ONNX Runtime's products (kept: the encoder alone takes"
+        " 0.7 to 0.8 of the time, a push 0.9 to 0.95); no reference counts, rows asked for ahead, results written once"
+        " (kept: from 0.44 to 1.0 million rows a second)."
     ),
     "e2e.stream": (
         "decoding JSON is half, the streaming engine a third (see stream.conv), alignment, gate and alerts the rest "
