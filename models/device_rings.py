@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.engine_rings import Rings, judge, put, unroll
-from pipeline.kernels import row_kernel
+from pipeline.kernels import copy_values, row_kernel
 from pipeline.protocols import RawWindows
 from pipeline.values import Bool, Continuity, Float32, Int32, Int64, Status, UInt8
 
@@ -209,9 +209,7 @@ def _plan(
         place, base = marks.place[s], (s + 1) * 2 * ring_rows
         marks.place[s] = place + 1 if place + 1 < ring_rows else 0
         piece.target[n] = base + place
-        scaled, row = slots.scaled[s, newest * channels : (newest + 1) * channels], piece.rows[n]
-        for c in range(channels):
-            row[c] = scaled[c]
+        copy_values(piece.rows[n], slots.scaled[s, newest * channels : (newest + 1) * channels])
         if status[i] == _CALIBRATED:
             first = place + 1 - rows
             piece.start[k] = base + (first if first >= 0 else first + ring_rows)

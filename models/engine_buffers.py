@@ -9,13 +9,13 @@ from numpy.typing import DTypeLike, NDArray
 
 from models.engine_rings import padded
 from models.profiles import Profile
+from pipeline.kernels import aligned_zeros
 from pipeline.values import Float32
 
 # The weights of a dense layer are read once a batch, so a large one is worth it; one row must not pay for hundreds; a
 # batch of convolutions is cut so that its activations stay in the cache.
 SHAPES = (8, 16, 32, 64, 128, 256, 512, 1024)
 _CONV_SHAPES = (8, 16, 32, 64, 128, 256)
-_ALIGNED = 64  # bytes
 
 
 class Workspace:
@@ -51,9 +51,5 @@ class Workspace:
 
 def aligned(count: int, width: int, dtype: DTypeLike = np.float32) -> NDArray[Any]:
     """Return zeros (count, width), of which every row starts on a 64-byte boundary."""
-    kind = np.dtype(dtype)
-    across = padded(width, kind.itemsize)
-    room = np.zeros(count * across * kind.itemsize + _ALIGNED, np.uint8)
-    first = -room.ctypes.data % _ALIGNED
-    inside = room[first : first + count * across * kind.itemsize]
-    return inside.view(kind).reshape(count, across)[:, :width]
+    across = padded(width, np.dtype(dtype).itemsize)
+    return aligned_zeros((count, across), dtype)[:, :width]

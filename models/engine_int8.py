@@ -25,7 +25,6 @@ from pipeline.values import Float32, Int32, UInt8
 
 _WEIGHT_LIMIT = 63
 _ZERO = 128  # the code of 0 among activations
-_MOST = 64  # windows of a batch: codes and sums of more would leave the second cache
 
 
 class Int8Dense:
@@ -38,7 +37,7 @@ class Int8Dense:
     """
 
     def __init__(self, layers: Sequence[Affine], space: Workspace) -> None:
-        self.shapes = tuple(n for n in space.batch_sizes() if n <= _MOST)
+        self.shapes = space.batch_sizes()
         self._layers = [_Int8Layer(layer, space, f"int8 {i}") for i, layer in enumerate(layers)]
 
     def expect(self, x: Float32) -> Float32:

@@ -15,9 +15,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from models.scaling import soft_clip_scalar
+from models.scaling import scale_row
 from pipeline.errors import ShapeError, StateError
-from pipeline.kernels import AHEAD, LINE, PAGE, fetch, row_kernel, row_part
+from pipeline.kernels import AHEAD, LINE, PAGE, copy_values, fetch, row_kernel, row_part
 from pipeline.protocols import RawWindows
 from pipeline.values import Bool, Continuity, Float32, Int32, Int64, Status, UInt8
 
@@ -181,7 +181,7 @@ class Rings:
         self._free[:0] = range(len(grown.head) - 1, had - 1, -1)
 
     def _check(self, slots: Int32) -> None:
-        wrong = _first_unused(slots, self._used)
+        wrong = first_unused(slots, self._used)
         if wrong < len(slots):
             raise StateError(f"slot {slots[wrong]} was never allocated, or was dropped: allocate it first")
 
@@ -196,7 +196,7 @@ def _new_slots(size: int, rows: int, channels: int) -> _Slots:
 
 
 @njit(nogil=True, cache=True)
-def _first_unused(slots: Int32, used: Bool) -> int:
+def first_unused(slots: Int32, used: Bool) -> int:
     """Return the place of the first slot that is not in use; as many as there are slots: all are."""
     for i in range(len(slots)):
         if not 0 <= slots[i] < len(used) or not used[slots[i]]:
@@ -217,8 +217,7 @@ def put(s: int, x: Float32, observed: Bool, i: int, starts: bool, slots: _Slots,
     came, there, raw = x[i], observed[i], slots.raw[s, p]
     here = slice(p * channels, (p + 1) * channels)
     complete = True
-    for c in range(channels):
-        raw[c] = came[c]
+    copy_values(raw, came)
     for c in range(channels):
         complete &= there[c]
     gaps, left = 0, 0
@@ -244,37 +243,6 @@ def _replace(seen: Bool, there: Bool) -> tuple[int, int]:
         gaps += not there[c]
         seen[c] = there[c]
     return gaps, left
-
-
-@row_part
-def scale_row(
-    x: Float32, there: Bool, gaps: int, loc: Any, scale: Any, limit: float, missing: np.float32, out: Float32
-) -> None:
-    """Scale a row as `scale_scalar` does; nearly all readings are in its linear part, which is done for all at once.
-
-    `missing` is written where a reading is not `there`; `gaps` is how many are not.
-    """
-    far = np.int64(0)
-    for c in range(len(out)):
-        z = (np.float64(x[c]) - np.float64(loc[c])) / np.float64(scale[c])
-        far += abs(z) > limit
-        out[c] = np.float32(z)
-    if far or gaps:
-        _scale_others(x, there, loc, scale, limit, missing, out)
-
-
-@row_kernel
-def _scale_others(
-    x: Float32, there: Bool, loc: Any, scale: Any, limit: float, missing: np.float32, out: Float32
-) -> None:
-    """Write again what is not linear: `missing` where not observed, a logarithm beyond the soft clip."""
-    for c in range(len(out)):
-        if not there[c]:
-            out[c] = missing
-            continue
-        z = (np.float64(x[c]) - np.float64(loc[c])) / np.float64(scale[c])
-        if abs(z) > limit:
-            out[c] = np.float32(soft_clip_scalar(z, limit))
 
 
 @row_part
@@ -369,9 +337,6 @@ def _take(
 @row_kernel
 def unroll(ring: Any, oldest: int, out: Any) -> None:
     """Copy one asset's ring (R * C,), of masks or of scaled rows, to `out`, from the place of its oldest row on."""
-    before = ring[oldest:]
-    for i in range(len(before)):
-        out[i] = before[i]
-    after = out[len(before) :]
-    for i in range(oldest):
-        after[i] = ring[i]
+    before = len(ring) - oldest
+    copy_values(out[:before], ring[oldest:])
+    copy_values(out[before:], ring[:oldest])

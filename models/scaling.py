@@ -3,7 +3,7 @@
 One fault of hundreds of standard deviations would otherwise swamp every other channel, while a hard clip would throw
 away how large it was. The logarithm keeps the order, and it can be undone.
 
-Training and serving go through the same kernels (`scale_scalar`), so a scaled reading has the same bits in both.
+Training and serving go through the same kernels (`scale_row`), so a scaled reading has the same bits in both.
 Arithmetic is float64 inside with one rounding to float32 at the end: nothing that float32 can hold overflows, and the
 bits do not hang on a float32 logarithm that differs between mathematics libraries.
 """
@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numba import njit
 
 from pipeline.errors import ConfigError, ShapeError
+from pipeline.kernels import row_kernel, row_part
 from pipeline.values import Bool, Float32, Float64
 
 ScalerKind = Literal["standard", "robust"]
@@ -150,8 +151,31 @@ def soft_unclip_scalar(v: float, limit: float) -> float:
 
 @njit(nogil=True, cache=True)
 def scale_scalar(x: float, loc: float, scale: float, limit: float) -> np.float32:
-    """Return one scaled reading as float32. The one definition: the engine's ring kernel calls it too."""
+    """Return one scaled reading as float32: what `scale_row` does to each."""
     return np.float32(soft_clip_scalar((np.float64(x) - np.float64(loc)) / np.float64(scale), np.float64(limit)))
+
+
+@row_part
+def scale_row(
+    x: Float32, there: Bool, gaps: int, loc: Any, scale: Any, limit: float, missing: np.float32, out: Float32
+) -> None:
+    """Scale a row as `scale_scalar` does; nearly all readings are in its linear part, which is done for all at once.
+
+    For kernels. `missing` is written where a reading is not `there`; `gaps` is how many are not.
+    """
+    far = np.int64(0)
+    for c in range(len(out)):
+        z = (np.float64(x[c]) - np.float64(loc[c])) / np.float64(scale[c])
+        far += abs(z) > limit
+        out[c] = np.float32(z)
+    if far or gaps:
+        _scale_each(x, there, loc, scale, limit, missing, out)
+
+
+@row_kernel
+def _scale_each(x: Float32, there: Bool, loc: Any, scale: Any, limit: float, missing: np.float32, out: Float32) -> None:
+    for c in range(len(out)):
+        out[c] = scale_scalar(x[c], loc[c], scale[c], limit) if there[c] else missing
 
 
 @njit(nogil=True, cache=True)
@@ -196,8 +220,10 @@ def scale(x: Float32, observed: Bool, loc: Float32, scale: Float32, limit: float
     return out
 
 
-@njit(nogil=True, cache=True)
+@row_kernel
 def _scale(x: Float32, observed: Bool, loc: Float32, scale: Float32, limit: float, out: Float32) -> None:
     for i in range(x.shape[0]):
+        gaps = np.int64(0)
         for c in range(x.shape[1]):
-            out[i, c] = scale_scalar(x[i, c], loc[c], scale[c], limit) if observed[i, c] else np.float32(0.0)
+            gaps += not observed[i, c]
+        scale_row(x[i], observed[i], gaps, loc, scale, limit, np.float32(0.0), out[i])

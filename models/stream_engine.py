@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from models import engine_rows
-from models.aggregation import aggregate
+from models.aggregation import aggregation
 from models.engine_buffers import Workspace
 from models.engine_rows import Joined, by_group, groups_of, hand_out, join, scalers
 from models.engine_scorer import settle
@@ -54,12 +54,15 @@ class StreamEngine:
             kinds = ", ".join(member.kind for member in bundle.members)
             raise BundleError(f"bundle {bundle.id} has the members {kinds}: a streaming one is served alone")
         self._bundle, member = bundle, bundle.members[0]
-        self._channels, self._aggregate = len(bundle.channels), member.aggregate
+        self._channels = len(bundle.channels)
         layers = [stream_layers(fitted_convolutions(bundle, g, 0)) for g in range(len(bundle.groups))]
         space = Workspace(FALLBACK)
         self._networks = [StreamNetwork(of_group, space) for of_group in layers]
         self.fallbacks = settle([[network] for network in self._networks])
-        self._fitted = [fitted_aggregation(bundle, g, 0) for g in range(len(bundle.groups))]
+        self._errors_of = [
+            aggregation(member.aggregate, self._channels, fitted_aggregation(bundle, g, 0))
+            for g in range(len(bundle.groups))
+        ]
         span = member_span(member)
         self._lag_ns = span.lag * bundle.period_ns
         self._rings = StreamRings(
@@ -183,7 +186,7 @@ class StreamEngine:
         self._errors[:k] = np.nan
         m = _residuals(self._hops.late[:k], expected, given, self._residual, self._weight, self._at)
         if m:
-            errors = aggregate(self._aggregate, self._residual[:m], self._weight[:m], self._fitted[group])
+            errors = self._errors_of[group](self._residual[:m], self._weight[:m])
             self._errors.reshape(-1)[self._at[:m]] = errors
 
 

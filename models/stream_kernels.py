@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from models.engine_rings import MIN_OBSERVED, scale_row
-from models.scaling import unscale_scalar
-from pipeline.kernels import AHEAD, fetch, row_kernel, row_part
+from models.engine_rings import MIN_OBSERVED
+from models.scaling import scale_row, unscale_scalar
+from pipeline.kernels import AHEAD, copy_values, fetch, row_kernel, row_part, set_all
 from pipeline.values import Continuity, Float32, Float64, Int32, Int64, Status
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -25,8 +25,7 @@ def _put(s: int, rows: Any, i: int, slots: Any) -> int:
     head, x, observed = slots.head[s], rows.x[i], rows.observed[i]
     raw, seen, kept = slots.raw[head.at, s], slots.seen[head.at, s], slots.raw.shape[0]
     before = now = 0
-    for c in range(len(x)):
-        raw[c] = x[c]
+    copy_values(raw, x)
     for c in range(len(x)):
         before += seen[c]
         now += observed[c]
@@ -76,7 +75,7 @@ def _start(s: int, slots: Any) -> None:
     head.scaled_at = 0
     head.fresh = 1
     for q in range(len(slots.scaled)):
-        _set(slots.scaled[q, s], 0.0)
+        set_all(slots.scaled[q, s], 0.0)
 
 
 @row_kernel
@@ -163,9 +162,8 @@ def _recall(s: int, i: int, slots: Any, lag: int, found: Any) -> bool:
         slots.seen[p, s],
     )
     to_scaled, to_raw, count = found.by_channel[i], found.actual[i], 0
-    for c in range(len(raw)):
-        to_scaled[c] = scaled[c]
-        to_raw[c] = raw[c]
+    copy_values(to_scaled, scaled)
+    copy_values(to_raw, raw)
     for c in range(len(raw)):
         count += seen[c]
     if count < len(raw):
@@ -184,9 +182,7 @@ def _gather(s: int, k: int, slots: Any, shape: Any, hops: Any) -> None:
     newest = slots.head[s].scaled_at - 1 + ring
     at = (newest - shape.delay - shape.hop + 1) % ring
     for r in range(shape.hop):
-        source, to = slots.scaled[at, s], hops.late[k, r]
-        for c in range(channels):
-            to[c] = source[c]
+        copy_values(hops.late[k, r], slots.scaled[at, s])
         at = at + 1 if at + 1 < ring else 0
     products = shape.hop // shape.stride
     for m in range(products):
@@ -223,11 +219,9 @@ def settle_rows(
             for r in range(hop):
                 first = (r % given) * channels
                 source = expected[(k * hop + r) // given, first : first + channels]
-                to = slots.expected[s, r * channels : (r + 1) * channels]
-                for c in range(channels):
-                    to[c] = source[c]
+                copy_values(slots.expected[s, r * channels : (r + 1) * channels], source)
             if hops.fresh[k]:
-                _set(slots.errors[s], np.nan)
+                set_all(slots.errors[s], np.nan)
             _average(slots.errors[s], errors[k], slots.score[s])
         if found.status[i] == _CALIBRATED:
             r = (rows.ts_ns[i] // shape.period_ns + 1) % hop
@@ -245,12 +239,6 @@ def _fetch_results(s: int, ends: bool, slots: Any) -> None:
     if ends:
         errors = 8 * slots.errors.shape[1]
         fetch(slots.errors.ctypes.data + s * errors, errors)
-
-
-@row_part
-def _set(to: Any, value: float) -> None:
-    for c in range(len(to)):
-        to[c] = value
 
 
 @row_part
@@ -281,9 +269,9 @@ def _average(tail: Float64, new: Float64, score: Float32) -> None:
 @row_part
 def _tell_nothing(i: int, found: Any) -> None:
     found.score[i] = np.float32(np.nan)
-    _set(found.by_channel[i], 0.0)
-    _set(found.expected[i], np.nan)
-    _set(found.actual[i], np.nan)
+    set_all(found.by_channel[i], 0.0)
+    set_all(found.expected[i], np.nan)
+    set_all(found.actual[i], np.nan)
 
 
 @row_part

@@ -19,7 +19,7 @@ from models.engine_buffers import Workspace
 from models.engine_scorer import cuts, fallbacks, keeps_bits
 from models.stream_layers import Layer
 from models.vector_product import RowProduct
-from pipeline.kernels import row_kernel
+from pipeline.kernels import copy_values, row_kernel, set_all
 from pipeline.values import Bool, Float32, Int32, Int64
 
 SHAPES = (8, 16, 32, 64, 128, 256)  # hops of a batch; more would not stay in the cache
@@ -138,22 +138,17 @@ def _join(
     width = kept.shape[1]
     least = np.float32(0.0) if relu else np.float32(-np.inf)
     for k in range(len(slots)):
-        mine = kept[slots[k]]
-        for c in range(width):
-            tape[c] = mine[c]
+        mine, front = kept[slots[k]], tape[:width]
         if fresh[k]:
-            for c in range(width):
-                tape[c] = np.float32(0.0)
+            set_all(front, np.float32(0.0))
+        else:
+            copy_values(front, mine)
         for r in range(taken):
             first, to = (r % given) * channels, tape[width + r * channels : width + (r + 1) * channels]
             source = out[(k * taken + r) // given, first : first + channels]
             for c in range(channels):
                 to[c] = source[c] if source[c] > least else least
         for m in range(products):
-            begin, run = m * stride * channels, runs[k * products + m]
-            piece = tape[begin : begin + taps * channels]
-            for c in range(taps * channels):
-                run[c] = piece[c]
-        left = tape[taken * channels :]
-        for c in range(width):
-            mine[c] = left[c]
+            begin, size_of_run = m * stride * channels, taps * channels
+            copy_values(runs[k * products + m, :size_of_run], tape[begin : begin + size_of_run])
+        copy_values(mine, tape[taken * channels :])

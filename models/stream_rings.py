@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from models.engine_rings import first_unused
 from models.stream_kernels import settle_rows, stale_slots, store_rows, take_rows
 from models.stream_layers import Layer, Span
 from pipeline.errors import ShapeError, StateError
@@ -236,9 +237,9 @@ class StreamRings:
 
     def check(self, slots: Int32) -> None:
         """Raise StateError unless all slots are allocated."""
-        if len(slots) and (slots.min() < 0 or slots.max() >= len(self._used) or not self._used[slots].all()):
-            wrong = next(s for s in slots.tolist() if not 0 <= s < len(self._used) or not self._used[s])
-            raise StateError(f"slot {wrong} was never allocated, or was dropped: allocate it first")
+        wrong = first_unused(slots, self._used)
+        if wrong < len(slots):
+            raise StateError(f"slot {slots[wrong]} was never allocated, or was dropped: allocate it first")
 
     def _grow(self) -> None:
         had = len(self._used)

@@ -414,7 +414,6 @@ def _release(a: int, clock: Any, pending: Any, out: Any, to: int, period: int, m
     bridge = bool(continuity == _CONTINUES and 0 < period < frame - last)
     if bridge:
         frame = last + period
-    if bridge:
         set_all(o_x[to], np.float32(0.0))
         set_all(o_observed[to], False)
         set_all(o_quality[to], _GAP)

@@ -23,12 +23,12 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from pipeline.kernels import row_kernel
 from pipeline.values import UInt8
 
 UInt64 = NDArray[np.uint64]
 
-# The kernels allocate nothing: counting the references to their arguments would cost more than the parsing.
-kernel = njit(nogil=True, cache=True, _nrt=False)
+# A row kernel's part that numba itself puts in the place of its calls: tokens are small.
 inlined = njit(nogil=True, cache=True, _nrt=False, inline="always")
 
 QUOTE, PLUS, COMMA, MINUS, POINT, ZERO, NINE, COLON = 34, 43, 44, 45, 46, 48, 57, 58
@@ -54,14 +54,14 @@ def text_of(messages: Sequence[bytes]) -> Text:
     return Text(np.frombuffer(padded, np.uint8), words)
 
 
-@kernel
+@row_kernel
 def after_colon(text: UInt8, at: int) -> int:
     """Pass over a colon and the space around it."""
     at = after_space(text, at)
     return after_space(text, at + 1) if text[at] == COLON else -1
 
 
-@kernel
+@row_kernel
 def after_space(text: UInt8, at: int) -> int:
     """Pass over space, if there is any."""
     while text[at] <= 32 and (text[at] == 32 or text[at] == 10 or text[at] == 13 or text[at] == 9):
@@ -69,7 +69,7 @@ def after_space(text: UInt8, at: int) -> int:
     return at
 
 
-@kernel
+@row_kernel
 def skip_value(text: Text, at: int) -> int:
     """Pass over a value that no one asked for, with up to 60 brackets open."""
     nest = 1  # a bit per open bracket, the innermost last: 1 for an object, 0 for an array; the first bit is none
@@ -96,7 +96,7 @@ def skip_value(text: Text, at: int) -> int:
             return at
 
 
-@kernel
+@row_kernel
 def _member(text: UInt8, at: int, nest: int) -> int:
     """Return where the value of the next member begins, after its name if it is an object's."""
     if not nest & 1:
@@ -105,7 +105,7 @@ def _member(text: UInt8, at: int, nest: int) -> int:
     return after_colon(text, end + 1) if end >= 0 else -1
 
 
-@kernel
+@row_kernel
 def _simple(text: Text, at: int) -> int:
     """Pass over a string, a number or a literal."""
     c = text.bytes[at]
@@ -118,7 +118,7 @@ def _simple(text: Text, at: int) -> int:
     return _literal(text.bytes, at)  # type: ignore[no-any-return]
 
 
-@kernel
+@row_kernel
 def _literal(text: UInt8, at: int) -> int:
     """Pass over null, true or false; a NUL ends the comparison before the text does."""
     if text[at] == 110 and text[at + 1] == 117 and text[at + 2] == 108 and text[at + 3] == 108:
@@ -140,7 +140,7 @@ def reading(text: Text, at: int) -> tuple[int, np.float32, bool]:
     return (at if exact else -1), value, True
 
 
-@kernel
+@row_kernel
 def any_number(text: Text, at: int) -> tuple[int, int, int]:
     """`_number`, compiled once: it is inlined where readings are read, which is where the time goes."""
     return _number(text, at)  # type: ignore[no-any-return]
@@ -201,7 +201,7 @@ def _eight_digits(word: np.uint64) -> tuple[np.int64, np.int64]:
     return np.int64(count), np.int64((ends + middle) >> np.uint64(32))
 
 
-@kernel
+@row_kernel
 def _zeros(text: UInt8, at: int) -> int:
     first = at
     while text[at] == ZERO:
@@ -209,7 +209,7 @@ def _zeros(text: UInt8, at: int) -> int:
     return at - first
 
 
-@kernel
+@row_kernel
 def _power(text: UInt8, at: int) -> tuple[int, int]:
     sign = text[at]
     at += int(sign in (MINUS, PLUS))
@@ -235,7 +235,7 @@ def _float32(mantissa: int, exponent: int) -> tuple[np.float32, bool]:
     return nearest, bool(nearest == np.float32(value * (1.0 + _MARGIN)))
 
 
-@kernel
+@row_kernel
 def string_end(text: UInt8, at: int) -> int:
     """Return where the string from `at` has its closing quote; -1 for one with escapes, or that is no good text."""
     first = at
@@ -248,7 +248,7 @@ def string_end(text: UInt8, at: int) -> int:
     return at if ascii_only or valid_utf8(text, first, at) else -1
 
 
-@kernel
+@row_kernel
 def valid_utf8(text: UInt8, at: int, end: int) -> bool:
     """Whether text[at:end] is UTF-8 (RFC 3629: shortest forms only, no surrogates, nothing past U+10FFFF)."""
     while at < end:

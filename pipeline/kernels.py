@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numpy.typing import DTypeLike, NDArray
 
 from pipeline.values import Int32
 
 LINE, PAGE = 64, 4096  # bytes
-AHEAD = 8
+AHEAD = 8  # rows: the lines of as many are on their way at once
 
 # Without numba's reference counts: each slice of an array, and each array of a tuple, would cost a kernel two locked
 # additions, some ten nanoseconds, and a row is a dozen slices. Such a kernel makes no arrays (numba refuses them), and
@@ -20,6 +22,15 @@ AHEAD = 8
 row_kernel = njit(nogil=True, cache=True, error_model="numpy", _nrt=False)
 # The same for what a row kernel calls for each row: arrays are handed over in registers rather than on the stack.
 row_part = njit(nogil=True, cache=True, error_model="numpy", _nrt=False, forceinline=True)
+
+
+def aligned_zeros(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """Return zeros that begin with a line of memory, so that what an asset keeps lies in as few lines as can be."""
+    kind = np.dtype(dtype)
+    size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+    room = np.zeros(size + LINE, np.uint8)
+    start = -room.ctypes.data % LINE
+    return room[start : start + size].view(kind).reshape(shape)
 
 
 @row_part

@@ -32,11 +32,11 @@ from pipeline.json_tokens import (
     after_space,
     any_number,
     inlined,
-    kernel,
     reading,
     skip_value,
     string_end,
 )
+from pipeline.kernels import row_kernel
 from pipeline.mapping import MAX_TS_NS
 from pipeline.values import Bool, Float32, Int64, UInt8
 
@@ -112,7 +112,7 @@ def scan(text: Text, start: Int64, end: Int64, latest_ns: Int64, names: Names, r
     _scan(text, start, end, latest_ns, names, after, rules, out)
 
 
-@kernel
+@row_kernel
 def _scan(
     text: Text, start: Int64, end: Int64, latest_ns: Int64, names: Names, after: Int64, rules: Rules, out: Columns
 ) -> None:
@@ -122,7 +122,7 @@ def _scan(
         out.taken[i] = whole and out.name_end[i] > out.name_start[i] and out.ts_ns[i] <= latest_ns[i]
 
 
-@kernel
+@row_kernel
 def _message(text: Text, at: int, names: Names, after: Int64, rules: Rules, out: Columns, i: int) -> int:
     """Read one message: one loop for its fields and for those of the object inside it, if it has one."""
     at = after_space(text.bytes, at)
@@ -163,7 +163,7 @@ def _message(text: Text, at: int, names: Names, after: Int64, rules: Rules, out:
     return -1
 
 
-@kernel
+@row_kernel
 def _special(text: Text, at: int, kind: int, names: Names, rules: Rules, out: Columns, i: int) -> int:
     if kind == TIME:
         at, out.ts_ns[i] = _time(text, at, rules)
@@ -178,7 +178,7 @@ def _special(text: Text, at: int, kind: int, names: Names, rules: Rules, out: Co
     return at
 
 
-@kernel
+@row_kernel
 def _array(text: Text, at: int, x: Float32, given: Bool, i: int) -> int:
     """Read an array of one number per channel."""
     channels = x.shape[1]
@@ -201,7 +201,7 @@ def _field(text: Text, at: int, names: Names, guess: int, depth: int) -> tuple[i
     return _search(text, at, names, depth)  # type: ignore[no-any-return]
 
 
-@kernel
+@row_kernel
 def _search(text: Text, at: int, names: Names, depth: int) -> tuple[int, int]:
     first, end = (0, names.tops) if depth == 1 else (names.tops, len(names.kind))
     for i in range(first, end):
@@ -221,7 +221,7 @@ def same(words: UInt64, at: int, names: Names, i: int) -> bool:
     return True
 
 
-@kernel
+@row_kernel
 def _sensor(text: Text, at: int, names: Names) -> tuple[int, int]:
     """Return the position after the string at `at`, and which channel's sensor it names."""
     if text.bytes[at] == QUOTE:
@@ -231,7 +231,7 @@ def _sensor(text: Text, at: int, names: Names) -> tuple[int, int]:
     return -1, -1
 
 
-@kernel
+@row_kernel
 def _asset(text: UInt8, at: int) -> tuple[int, int, int]:
     """Return the position after the asset, and where its name begins and ends: a string, or a whole number."""
     if text[at] == QUOTE:
@@ -245,7 +245,7 @@ def _asset(text: UInt8, at: int) -> tuple[int, int, int]:
     return (-1 if odd or end - at > MAX_DIGITS else end), at, end
 
 
-@kernel
+@row_kernel
 def _time(text: Text, at: int, rules: Rules) -> tuple[int, int]:
     if rules.digits != ISO:
         at, mantissa, exponent = any_number(text, at)

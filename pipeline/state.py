@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from pipeline.errors import ConfigError, StateError
+from pipeline.kernels import aligned_zeros
 from pipeline.values import Int32, UInt8
 
 _MAGIC = b"mws1"
 _FIRST_CAPACITY = 16
-_LINE = 64  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +140,10 @@ class AssetTable:
     def _new(self, name: str, capacity: int) -> NDArray[Any]:
         spec = self._columns[name]
         shape = (self._width[name], *spec.shape[1:]) if name in self._width else spec.shape
-        column = _aligned((capacity, *shape), np.dtype(spec.dtype))
-        fill = np.zeros((), spec.dtype)
+        column = aligned_zeros((capacity, *shape), spec.dtype)
+        fill = np.zeros(
+            (), spec.dtype
+        )  # between its fields too: that is packed as well, and equal states are equal bytes
         fill[()] = spec.fill
         column[...] = fill
         return column
@@ -156,15 +158,3 @@ class AssetTable:
     def _layout_hash(self) -> bytes:
         text = ";".join(f"{n}:{np.dtype(c.dtype).descr}:{c.shape}" for n, c in self._columns.items())
         return hashlib.sha256(text.encode()).digest()[:8]
-
-
-def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return zeros that begin with a line of memory, so that what an asset keeps lies in as few lines as can be.
-
-    Zeros, because what lies between the fields of a structured dtype is packed as well, and equal states are to have
-    equal bytes.
-    """
-    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    room = np.zeros(size + _LINE, np.uint8)
-    start = -room.ctypes.data % _LINE
-    return room[start : start + size].view(dtype).reshape(shape)
